@@ -1,0 +1,14 @@
+//! Mortar's server and command line.
+//!
+//! Layers, lowest first: [`brick`] (one folder on one disk), [`replica`] (order, sessions,
+//! failover), [`heal`], [`link`] (what peers know of each other), [`registry`] (who and what is in
+//! the pool), [`host`] (all bricks of this host), [`admin`] (commands), [`cli`].
+
+pub mod admin;
+pub mod brick;
+pub mod cli;
+pub mod heal;
+pub mod host;
+pub mod link;
+pub mod registry;
+pub mod replica;

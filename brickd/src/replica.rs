@@ -1,0 +1,3 @@
+//! Replication of one set: order, apply, sessions, leases, failover.
+
+pub mod core;

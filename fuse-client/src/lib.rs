@@ -1,0 +1,1 @@
+//! Mortar's FUSE client.

@@ -40,7 +40,7 @@ pub use dir::{Detail, DirSink, Listed, Room};
 pub use file::WriteHow;
 pub use lock::{LockAnswer, LockAsk, LockRange};
 pub use make::NewNode;
-pub use open::{Opened, PageUse};
+pub use open::{KernelAttributes, Opened, PageUse};
 pub use remove::RenameHow;
 pub use xattr::XattrAnswer;
 

@@ -236,10 +236,13 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.fs.open(caller_of(req), NodeId(ino.0), flags.0) {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), answer::pages(opened.pages)),
-            Err(error) => reply.error(errno(error)),
-        }
+        let node = NodeId(ino.0);
+        answer::opened(
+            reply,
+            node,
+            self.fs.open(caller_of(req), node, flags.0),
+            self.fs.notes(),
+        );
     }
 
     fn create(

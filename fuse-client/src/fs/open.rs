@@ -31,6 +31,17 @@ pub struct Opened {
     pub handle: u64,
     /// How it uses the page cache.
     pub pages: PageUse,
+    /// Whether the kernel must forget the attributes it has before it is answered.
+    pub attributes: KernelAttributes,
+}
+
+/// What the kernel believes of an opened file's attributes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KernelAttributes {
+    /// They belong to the content as it is.
+    Right,
+    /// The file was changed by somebody else since: its size may be another.
+    Behind,
 }
 
 impl Fs {
@@ -92,14 +103,22 @@ impl Fs {
     ) -> Opened {
         let pages = self.inodes.opened(node, attrs.data_counter);
         let direct = self.is_direct(flags);
-        let head = head.filter(|_| !direct && pages == Pages::Stale);
+        let head = head.filter(|_| !direct);
         let handle = self.handles.add_file(File::new(gfid, head));
+        let attributes = match self.inodes.kernel_is_behind(node, attrs.data_counter) {
+            true => KernelAttributes::Behind,
+            false => KernelAttributes::Right,
+        };
         let pages = match pages {
             _ if direct => PageUse::Direct,
             Pages::Current => PageUse::Kept,
             Pages::Stale => PageUse::Fresh,
         };
-        Opened { handle, pages }
+        Opened {
+            handle,
+            pages,
+            attributes,
+        }
     }
 
     /// close(2) of one descriptor. Nothing is buffered here, so there is nothing to send but the
@@ -159,7 +178,7 @@ impl Fs {
         self.inodes.last(node).is_some_and(|attrs| {
             attrs.kind() == libc::S_IFREG
                 && (1..=u64::from(HEAD_BYTES_MAX)).contains(&attrs.size)
-                && self.inodes.pages(node) != attrs.data_counter
+                && !self.inodes.has_pages(node, attrs.data_counter)
         })
     }
 }

@@ -326,6 +326,7 @@ fn requests_per_operation() {
     let counts = |what: &str, expected: &[(&str, u64)], act: &dyn Fn()| {
         // Names and attributes of what went before are out of date.
         std::thread::sleep(Duration::from_millis(1_200));
+        fs::metadata(mount.root()).unwrap();
         mount.fake.take_counts();
         act();
         let mut counts = mount.fake.take_counts();
@@ -430,6 +431,8 @@ fn a_killed_primary_is_followed_by_the_other_brick_at_once() {
 fn a_frozen_primary_is_left_when_another_answers() {
     let mount = Mount::new();
     fs::write(mount.path("f"), b"1").unwrap();
+    // Until then the kernel answers from what it was told.
+    std::thread::sleep(Duration::from_millis(1_100));
     mount.fake.freeze(0);
     let path = mount.path("f");
     let reader = std::thread::spawn(move || fs::metadata(path).map(|metadata| metadata.len()));

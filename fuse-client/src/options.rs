@@ -255,69 +255,20 @@ enum Refused {
 /// Options that mean something to mount(8), systemd or GlusterFS and nothing here, or that are
 /// always so: permissions are always checked by the kernel for every user, ACLs are always on.
 fn is_silent(key: &str) -> bool {
-    const SILENT: &[&str] = &[
-        "",
-        "defaults",
-        "auto",
-        "noauto",
-        "user",
-        "nouser",
-        "users",
-        "owner",
-        "group",
-        "_netdev",
-        "nofail",
-        "comment",
-        "relatime",
-        "norelatime",
-        "strictatime",
-        "nostrictatime",
-        "lazytime",
-        "nolazytime",
-        "silent",
-        "loud",
-        "mand",
-        "nomand",
-        "iversion",
-        "noiversion",
-        "allow_other",
-        "default_permissions",
-        "acl",
-        "noacl",
-        "fetch-attempts",
-        "fopen-keep-cache",
-        "gid-timeout",
-        "background-qlen",
-        "congestion-threshold",
-        "kernel-writeback-cache",
-        "auto-invalidation",
-        "reader-thread-count",
-        "event-history",
-        "selinux",
-        "resolve-gids",
-        "process-name",
-        "volume-name",
-        "volfile-max-fetch-attempts",
-        "inode-table-size",
-        "invalidate-limit",
-        "attr-times-granularity",
-        "oom-score-adj",
-        "global-threading",
-        "thin-client",
-        "enable-ino32",
-        "mem-accounting",
-        "fuse-mountopts",
-        "xlator-option",
-        "root-squash",
-        "dump-fuse",
-        "volume-id",
-        "worm",
-        "aux-gfid-mount",
-    ];
-    SILENT.contains(&key)
-        || key.starts_with("x-")
-        || key.starts_with("X-")
-        || key.starts_with("halo-")
+    const SILENT: &str = "defaults auto noauto user nouser users owner group _netdev nofail \
+        comment relatime norelatime strictatime nostrictatime lazytime nolazytime silent loud \
+        mand nomand iversion noiversion allow_other default_permissions acl noacl \
+        fetch-attempts fopen-keep-cache gid-timeout background-qlen congestion-threshold \
+        kernel-writeback-cache auto-invalidation reader-thread-count event-history selinux \
+        resolve-gids process-name volume-name volfile-max-fetch-attempts inode-table-size \
+        invalidate-limit attr-times-granularity oom-score-adj global-threading thin-client \
+        enable-ino32 mem-accounting fuse-mountopts xlator-option root-squash dump-fuse \
+        volume-id worm aux-gfid-mount";
+    key.is_empty()
+        || SILENT.split_whitespace().any(|silent| silent == key)
+        || ["x-", "X-", "halo-"]
+            .iter()
+            .any(|prefix| key.starts_with(prefix))
 }
 
 type Spec = (Vec<String>, String, Vec<Vec<u8>>);

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use fuser::{
-    FileHandle, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner, ReplyAttr, ReplyData,
-    ReplyEmpty, ReplyEntry, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
+    FileHandle, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyEmpty, ReplyEntry, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 use mortar_common::FsError;
 use mortar_common::name::NAME_BYTES_MAX;
@@ -11,7 +11,7 @@ use mortar_proto::data::{Lock, LockType, StatFs};
 
 use super::GENERATION;
 use super::convert::{attr_of, errno};
-use crate::cache::{Attrs, NodeId};
+use crate::cache::{Attrs, NodeId, Pages};
 use crate::fs::notes::{Note, Notes};
 use crate::fs::{
     Entry, FsResult, KernelAttributes, LockAsk, LockRange, Opened, PageUse, XattrAnswer,
@@ -145,6 +145,33 @@ pub fn opened(reply: ReplyOpen, node: NodeId, outcome: FsResult<Opened>, notes: 
                     });
                 }
             }
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// fuser has one timeout for the name and the attributes of what was made.
+pub fn created(reply: ReplyCreate, outcome: FsResult<(Entry, Opened)>) {
+    match outcome {
+        Ok((entry, opened)) => reply.created(
+            &entry.attr_timeout.min(entry.entry_timeout),
+            &attr_of(entry.node, &entry.attrs),
+            GENERATION,
+            FileHandle(opened.handle),
+            pages(opened.pages),
+        ),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn dir_opened(reply: ReplyOpen, outcome: FsResult<(u64, Pages)>) {
+    match outcome {
+        Ok((handle, pages)) => {
+            let mut flags = FopenFlags::FOPEN_CACHE_DIR;
+            if pages == Pages::Current {
+                flags |= FopenFlags::FOPEN_KEEP_CACHE;
+            }
+            reply.opened(FileHandle(handle), flags);
         }
         Err(error) => reply.error(errno(error)),
     }

@@ -35,7 +35,7 @@ const VOLUME_ID: [u8; 16] = [7; 16];
 pub struct Shared {
     pub tree: Mutex<Tree>,
     /// (session, slot) to the last seq and its reply.
-    records: Mutex<HashMap<(u64, u32), (u64, Reply, Bytes)>>,
+    records: Mutex<HashMap<(u64, u32), Record>>,
     /// How often each operation was asked for, and how many requests there were, keep-alives and
     /// resends that were answered from the record left out.
     counts: Mutex<BTreeMap<&'static str, u64>>,
@@ -50,6 +50,9 @@ pub struct Shared {
     view: watch::Sender<View>,
     runtime: tokio::runtime::Runtime,
 }
+
+/// The last seq of a slot, its reply and the bytes beside it.
+type Record = (u64, Reply, Bytes);
 
 /// One brick's port.
 struct Port {

@@ -1,13 +1,15 @@
 //! An in-memory file tree that does what a replica set does for one request after the other.
 
+mod locks;
+
 use std::collections::{BTreeMap, HashMap};
 
 use bytes::Bytes;
 use mortar_common::placement::name_hash;
 use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{
-    Caller, DirEntry, Lock, LockType, Object, Op, Presence, ReadDirPage, RenameMode,
-    Result as OpResult, SetTime, StatFs, Time, Whence, op, result, set_time,
+    Caller, DirEntry, Lock, Object, Op, Presence, ReadDirPage, RenameMode, Result as OpResult,
+    SetTime, StatFs, Time, Whence, op, result, set_time,
 };
 
 type Fallible<T> = Result<T, FsError>;
@@ -113,7 +115,7 @@ impl Tree {
     fn done(&mut self, gfids: &[Gfid]) -> Fallible<OpResult> {
         let objects = gfids
             .iter()
-            .filter_map(|gfid| Some(self.nodes.get(gfid)?.object.clone()))
+            .filter_map(|gfid| Some(self.nodes.get(gfid)?.object))
             .collect();
         Ok(OpResult {
             objects,
@@ -195,6 +197,30 @@ impl Tree {
                     ..Default::default()
                 })
             }
+            op::Op::Getlock(_) | op::Op::Setlock(_) | op::Op::ReleaseOwner(_) => {
+                self.judge_lock(session, op)
+            }
+            op::Op::Getxattr(_)
+            | op::Op::Listxattr(_)
+            | op::Op::Setxattr(_)
+            | op::Op::Removexattr(_) => self.judge_xattr(op),
+            op::Op::Create(_)
+            | op::Op::Link(_)
+            | op::Op::Unlink(_)
+            | op::Op::Rmdir(_)
+            | op::Op::Rename(_) => self.judge_names(session, caller, op),
+            op::Op::SessionOpen(_)
+            | op::Op::Keepalive(_)
+            | op::Op::SessionClose(_)
+            | op::Op::Open(_)
+            | op::Op::Release(_) => self.judge_session(session, op),
+            op => self.judge_content(op, input),
+        }
+    }
+
+    fn judge_session(&mut self, session: u64, op: op::Op) -> Fallible<OpResult> {
+        let need = |gfid: Option<Gfid>| gfid.ok_or(FsError::Invalid);
+        match op {
             op::Op::SessionOpen(_) | op::Op::Keepalive(_) => Ok(OpResult::default()),
             op::Op::SessionClose(_) => {
                 self.opens.retain(|(of, _)| *of != session);
@@ -219,24 +245,11 @@ impl Tree {
                 self.opens.retain(|held| *held != (session, gfid));
                 Ok(OpResult::default())
             }
-            op::Op::Getlock(_) | op::Op::Setlock(_) | op::Op::ReleaseOwner(_) => {
-                self.judge_lock(session, op)
-            }
-            op::Op::Getxattr(_)
-            | op::Op::Listxattr(_)
-            | op::Op::Setxattr(_)
-            | op::Op::Removexattr(_) => self.judge_xattr(op),
-            op => self.judge_change(session, caller, op, input),
+            _ => Err(FsError::NotSupported),
         }
     }
 
-    fn judge_change(
-        &mut self,
-        session: u64,
-        caller: &Caller,
-        op: op::Op,
-        input: &mut Bytes,
-    ) -> Fallible<OpResult> {
+    fn judge_names(&mut self, session: u64, caller: &Caller, op: op::Op) -> Fallible<OpResult> {
         let need = |gfid: Option<Gfid>| gfid.ok_or(FsError::Invalid);
         match op {
             op::Op::Create(o) => self.create(session, caller, o),
@@ -281,35 +294,14 @@ impl Tree {
                 self.changed(moved, false)?;
                 self.done(&[moved, from, to])
             }
-            op::Op::Setattr(o) => {
-                let gfid = need(o.gfid)?;
-                self.clock += 1;
-                let now = self.clock as i64;
-                let at = |time: Option<SetTime>| match time.and_then(|time| time.when) {
-                    Some(set_time::When::At(time)) => Some(time),
-                    Some(set_time::When::Now(_)) => Some(Time {
-                        secs: now,
-                        nanos: 0,
-                    }),
-                    None => None,
-                };
-                let node = self.changed(gfid, o.size.is_some())?;
-                if let Some(mode) = o.mode {
-                    node.object.mode = node.object.mode & libc::S_IFMT | mode & 0o7777;
-                }
-                if o.kill_suidgid {
-                    node.object.mode &= !0o6000;
-                }
-                node.object.uid = o.uid.unwrap_or(node.object.uid);
-                node.object.gid = o.gid.unwrap_or(node.object.gid);
-                if let Some(size) = o.size {
-                    node.data.resize(size as usize, 0);
-                    node.object.size = size;
-                }
-                node.object.atime = at(o.atime).or(node.object.atime);
-                node.object.mtime = at(o.mtime).or(node.object.mtime);
-                self.done(&[gfid])
-            }
+            _ => Err(FsError::NotSupported),
+        }
+    }
+
+    fn judge_content(&mut self, op: op::Op, input: &mut Bytes) -> Fallible<OpResult> {
+        let need = |gfid: Option<Gfid>| gfid.ok_or(FsError::Invalid);
+        match op {
+            op::Op::Setattr(o) => self.set_attributes(o),
             op::Op::Write(o) => {
                 let gfid = need(o.gfid)?;
                 let bytes = input.split_to(o.len as usize);
@@ -368,6 +360,36 @@ impl Tree {
             op::Op::Fsync(o) => self.done(&[need(o.gfid)?]),
             _ => Err(FsError::NotSupported),
         }
+    }
+
+    fn set_attributes(&mut self, o: mortar_proto::data::SetAttr) -> Fallible<OpResult> {
+        let gfid = o.gfid.ok_or(FsError::Invalid)?;
+        self.clock += 1;
+        let now = self.clock as i64;
+        let at = |time: Option<SetTime>| match time.and_then(|time| time.when) {
+            Some(set_time::When::At(time)) => Some(time),
+            Some(set_time::When::Now(_)) => Some(Time {
+                secs: now,
+                nanos: 0,
+            }),
+            None => None,
+        };
+        let node = self.changed(gfid, o.size.is_some())?;
+        if let Some(mode) = o.mode {
+            node.object.mode = node.object.mode & libc::S_IFMT | mode & 0o7777;
+        }
+        if o.kill_suidgid {
+            node.object.mode &= !0o6000;
+        }
+        node.object.uid = o.uid.unwrap_or(node.object.uid);
+        node.object.gid = o.gid.unwrap_or(node.object.gid);
+        if let Some(size) = o.size {
+            node.data.resize(size as usize, 0);
+            node.object.size = size;
+        }
+        node.object.atime = at(o.atime).or(node.object.atime);
+        node.object.mtime = at(o.mtime).or(node.object.mtime);
+        self.done(&[gfid])
     }
 
     fn create(
@@ -460,7 +482,7 @@ impl Tree {
                 break;
             }
             left -= name.len();
-            let object = self.node(child)?.object.clone();
+            let object = self.node(child)?.object;
             page.entries.push(DirEntry {
                 name: name.into(),
                 hash,
@@ -519,68 +541,5 @@ impl Tree {
             }
             _ => Err(FsError::NotSupported),
         }
-    }
-
-    fn judge_lock(&mut self, session: u64, op: op::Op) -> Fallible<OpResult> {
-        let need = |gfid: Option<Gfid>| gfid.ok_or(FsError::Invalid);
-        match op {
-            op::Op::Getlock(o) => {
-                let ask = o.lock.ok_or(FsError::Invalid)?;
-                let found = self.conflict(session, need(o.gfid)?, &ask).unwrap_or(Lock {
-                    r#type: LockType::LockUnlock.into(),
-                    ..ask
-                });
-                Ok(OpResult {
-                    ok: Some(result::Ok::Lock(found)),
-                    ..Default::default()
-                })
-            }
-            op::Op::Setlock(o) => {
-                let gfid = need(o.gfid)?;
-                let lock = Lock {
-                    session,
-                    ..o.lock.ok_or(FsError::Invalid)?
-                };
-                if lock.r#type() != LockType::LockUnlock {
-                    if self.conflict(session, gfid, &lock).is_some() {
-                        return Err(FsError::Again);
-                    }
-                    self.locks.push((gfid, lock));
-                } else {
-                    self.locks.retain(|(of, held)| {
-                        *of != gfid || held.owner != lock.owner || held.session != session
-                    });
-                }
-                self.done(&[gfid])
-            }
-            op::Op::ReleaseOwner(o) => {
-                let gfid = need(o.gfid)?;
-                self.locks.retain(|(of, held)| {
-                    *of != gfid
-                        || held.session != session
-                        || if o.whole_handle {
-                            held.handle != o.handle
-                        } else {
-                            held.owner != o.owner
-                        }
-                });
-                self.done(&[gfid])
-            }
-            _ => Err(FsError::NotSupported),
-        }
-    }
-
-    fn conflict(&self, session: u64, gfid: Gfid, ask: &Lock) -> Option<Lock> {
-        self.locks
-            .iter()
-            .filter(|(of, held)| {
-                *of == gfid
-                    && (held.session, held.owner) != (session, ask.owner)
-                    && held.start <= ask.end
-                    && ask.start <= held.end
-                    && (held.r#type() == LockType::LockWrite || ask.r#type() == LockType::LockWrite)
-            })
-            .map(|(_, held)| *held)
-            .next()
     }
 }

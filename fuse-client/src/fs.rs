@@ -203,6 +203,19 @@ fn own_object(result: &OpResult) -> FsResult<&Object> {
     result.objects.first().ok_or(FsError::Io)
 }
 
+/// What a result says of an object.
+fn object_of(result: &OpResult, gfid: Gfid) -> Option<&Object> {
+    result
+        .objects
+        .iter()
+        .find(|object| object.gfid == Some(gfid))
+}
+
+/// The same caller, but the request goes on even when it is killed: closing must not be cut short.
+fn to_the_end(caller: Caller) -> Caller {
+    Caller { pid: 0, ..caller }
+}
+
 /// A caller without CAP_FSETID, as far as can be seen.
 fn is_ordinary(caller: &Caller) -> bool {
     caller.uid != 0

@@ -14,7 +14,7 @@ use mortar_proto::data::{Caller, GetLock, Lock, LockKind, LockType, SetLock, op,
 
 use super::handles::File;
 use super::notes::Note;
-use super::{Fs, FsResult};
+use super::{Fs, FsResult, object_of};
 use crate::cache::{NodeId, Pages};
 use crate::session::holdings::HeldLock;
 use crate::session::{Effect, signal_waits};
@@ -190,7 +190,7 @@ impl Fs {
         for handle in self.handles.of(file.gfid) {
             handle.drop_head();
         }
-        match result.objects.first() {
+        match object_of(&result, file.gfid) {
             Some(object) => Ok(self.inodes.opened(ask.node, object.data_counter)),
             None => {
                 self.inodes.expire(ask.node);

@@ -4,7 +4,7 @@ use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{Caller, GetAttr, LockKind, Open, Read, ReleaseOwner, op, result};
 
 use super::handles::{File, Head};
-use super::{Fs, FsResult, is_ordinary, own_object};
+use super::{Fs, FsResult, is_ordinary, own_object, to_the_end};
 use crate::cache::{Attrs, NodeId, Pages};
 use crate::options::PageCache;
 use crate::session::holdings::Registration;
@@ -105,7 +105,10 @@ impl Fs {
         let direct = self.is_direct(flags);
         let head = head.filter(|_| !direct);
         let handle = self.handles.add_file(File::new(gfid, head));
+        // With O_TRUNC the kernel itself drops what it knew of the content.
+        let truncated = flags & libc::O_TRUNC != 0;
         let attributes = match self.inodes.kernel_is_behind(node, attrs.data_counter) {
+            _ if truncated => KernelAttributes::Right,
             true => KernelAttributes::Behind,
             false => KernelAttributes::Right,
         };
@@ -133,7 +136,11 @@ impl Fs {
                 kind: LockKind::LockPosix.into(),
                 ..Default::default()
             };
-            self.change_op(caller, op::Op::ReleaseOwner(release), Effect::Repeatable)?;
+            self.change_op(
+                to_the_end(caller),
+                op::Op::ReleaseOwner(release),
+                Effect::Repeatable,
+            )?;
             holdings.owner_unlocked(file.gfid, owner);
         }
         file.usable()
@@ -153,7 +160,11 @@ impl Fs {
                 ..Default::default()
             };
             outcome = self
-                .change_op(caller, op::Op::ReleaseOwner(release), Effect::Repeatable)
+                .change_op(
+                    to_the_end(caller),
+                    op::Op::ReleaseOwner(release),
+                    Effect::Repeatable,
+                )
                 .map(|_| ());
         }
         holdings.close(file.gfid);

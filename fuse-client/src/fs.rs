@@ -211,6 +211,11 @@ fn object_of(result: &OpResult, gfid: Gfid) -> Option<&Object> {
         .find(|object| object.gfid == Some(gfid))
 }
 
+/// Whether a change that failed so may have been made all the same.
+fn is_uncertain(error: FsError) -> bool {
+    matches!(error, FsError::Interrupted | FsError::TimedOut)
+}
+
 /// The same caller, but the request goes on even when it is killed: closing must not be cut short.
 fn to_the_end(caller: Caller) -> Caller {
     Caller { pid: 0, ..caller }

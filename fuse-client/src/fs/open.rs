@@ -4,7 +4,7 @@ use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{Caller, GetAttr, LockKind, Open, Read, ReleaseOwner, op, result};
 
 use super::handles::{File, Head};
-use super::{Fs, FsResult, is_ordinary, own_object, to_the_end};
+use super::{Fs, FsResult, is_ordinary, is_uncertain, own_object, to_the_end};
 use crate::cache::{Attrs, NodeId, Pages};
 use crate::options::PageCache;
 use crate::session::holdings::Registration;
@@ -79,6 +79,10 @@ impl Fs {
         let (answer, object) = match answer {
             Ok(answer) => answer,
             Err(error) => {
+                if is_uncertain(error) {
+                    // Then it is released like any other.
+                    self.session.holdings().registered(gfid);
+                }
                 self.session.holdings().close(gfid);
                 return Err(error);
             }

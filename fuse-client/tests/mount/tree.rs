@@ -139,6 +139,34 @@ impl Tree {
         input: &mut Bytes,
         output: &mut Vec<u8>,
     ) -> Fallible<OpResult> {
+        match op {
+            op::Op::Getlock(_) | op::Op::Setlock(_) | op::Op::ReleaseOwner(_) => {
+                self.judge_lock(session, op)
+            }
+            op::Op::Getxattr(_)
+            | op::Op::Listxattr(_)
+            | op::Op::Setxattr(_)
+            | op::Op::Removexattr(_) => self.judge_xattr(op),
+            op::Op::Create(_)
+            | op::Op::Link(_)
+            | op::Op::Unlink(_)
+            | op::Op::Rmdir(_)
+            | op::Op::Rename(_) => self.judge_names(session, caller, op),
+            op::Op::SessionOpen(_)
+            | op::Op::Keepalive(_)
+            | op::Op::SessionClose(_)
+            | op::Op::Open(_)
+            | op::Op::Release(_) => self.judge_session(session, op),
+            op::Op::Setattr(_)
+            | op::Op::Write(_)
+            | op::Op::Fallocate(_)
+            | op::Op::CopyRange(_)
+            | op::Op::Fsync(_) => self.judge_content(op, input),
+            op => self.judge_read(op, output),
+        }
+    }
+
+    fn judge_read(&mut self, op: op::Op, output: &mut Vec<u8>) -> Fallible<OpResult> {
         let need = |gfid: Option<Gfid>| gfid.ok_or(FsError::Invalid);
         match op {
             op::Op::Lookup(o) => {
@@ -197,24 +225,7 @@ impl Tree {
                     ..Default::default()
                 })
             }
-            op::Op::Getlock(_) | op::Op::Setlock(_) | op::Op::ReleaseOwner(_) => {
-                self.judge_lock(session, op)
-            }
-            op::Op::Getxattr(_)
-            | op::Op::Listxattr(_)
-            | op::Op::Setxattr(_)
-            | op::Op::Removexattr(_) => self.judge_xattr(op),
-            op::Op::Create(_)
-            | op::Op::Link(_)
-            | op::Op::Unlink(_)
-            | op::Op::Rmdir(_)
-            | op::Op::Rename(_) => self.judge_names(session, caller, op),
-            op::Op::SessionOpen(_)
-            | op::Op::Keepalive(_)
-            | op::Op::SessionClose(_)
-            | op::Op::Open(_)
-            | op::Op::Release(_) => self.judge_session(session, op),
-            op => self.judge_content(op, input),
+            _ => Err(FsError::NotSupported),
         }
     }
 

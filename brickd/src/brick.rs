@@ -154,6 +154,15 @@ impl Brick {
         self.inner.failed.get().cloned()
     }
 
+    /// Loses what memory is ahead of the disk by, as SIGKILL does.
+    #[cfg(test)]
+    fn forget_everything(&self) {
+        for hot in self.inner.hot.take_dirty() {
+            let mut state = hot.state();
+            (state.listed, state.gone) = (false, true);
+        }
+    }
+
     fn spawn(&mut self, name: &str, body: fn(&Inner)) -> Result<(), BrickError> {
         let inner = Arc::clone(&self.inner);
         let thread = std::thread::Builder::new()

@@ -12,6 +12,8 @@ mod write;
 mod xattrs;
 
 pub(super) use rename::PENDING_PREFIX;
+#[cfg(test)]
+pub(super) use unlink::FREE_NOW_BYTES_MAX;
 pub(super) use unlink::FREE_PREFIX;
 
 use std::os::fd::{AsFd, BorrowedFd};

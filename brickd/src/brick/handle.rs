@@ -303,6 +303,7 @@ impl Inner {
             state.attr_counter = state.attr_counter.max(floor);
         }
         state.rdev = cold.stored.rdev;
+        state.atime = cold.stored.atime;
         state.presence = cold.presence;
         Hot::new(gfid, stat.st_mode & libc::S_IFMT, state, cold.dir)
     }

@@ -57,6 +57,8 @@ pub(super) struct State {
     pub data_counter: u64,
     pub attr_counter: u64,
     pub rdev: Option<u64>,
+    /// Of a symlink: reading it changes the disk's.
+    pub atime: Option<Time>,
     pub presence: u32,
     pub dirty: Dirty,
     /// When it was last changed, on the housekeeper's clock.
@@ -87,6 +89,7 @@ impl State {
             data_counter,
             attr_counter,
             rdev: None,
+            atime: None,
             presence: 0,
             dirty: Dirty::Clean,
             touched_ms: 0,
@@ -138,6 +141,7 @@ impl State {
             gfid,
             written: Some(written),
             rdev: self.rdev,
+            atime: self.atime,
         }
     }
 }

@@ -7,14 +7,14 @@
 //! |---|---|---|
 //! | 0 | 1 | format version, 1 |
 //! | 1 | 16 | gfid, big-endian as it is written |
-//! | 17 | 1 | flags: 1 = the written-back part follows, 2 = the device number follows it |
-//! | | 8 | ctime in ns since 1970, signed |
-//! | | 6 | data counter |
-//! | | 6 | attribute counter |
-//! | | 6 | the disk's clock when this was written, in ms since 1970 |
-//! | | 8 | device number, as makedev gives it |
+//! | 17 | 1 | flags: which of the following parts there are, in this order |
+//! | | 26 | flag 1, what is written back: ctime (8, packed as below), data counter (6), attribute counter (6), the disk's clock when this was written in ms since 1970 (6) |
+//! | | 8 | flag 2: device number, as makedev gives it |
+//! | | 8 | flag 4: atime of a symlink, packed; the disk's own changes whenever the link is read |
 //!
-//! So it has 17 bytes (gfid alone), 44 as a rule, 52 for a device.
+//! A packed time is (seconds since 1970 + 2^31) << 30 | nanoseconds.
+//!
+//! So it has 17 bytes (gfid alone), 44 as a rule, 52 for a device or a symlink.
 
 use std::ffi::CStr;
 
@@ -34,7 +34,8 @@ const VERSION: u8 = 1;
 const GFID_END: usize = 17;
 const FLAG_WRITTEN: u8 = 1;
 const FLAG_RDEV: u8 = 2;
-const NANOS: i64 = 1_000_000_000;
+const FLAG_ATIME: u8 = 4;
+const NANOS_BITS: u32 = 30;
 
 /// Times the disks of all copies can hold: what is outside is cut to them, on every copy alike.
 const TIME_SECS_MIN: i64 = -(1 << 31);
@@ -46,6 +47,7 @@ pub(super) struct Stored {
     pub gfid: Gfid,
     pub written: Option<Written>,
     pub rdev: Option<u64>,
+    pub atime: Option<Time>,
 }
 
 /// The part that is written back from memory.
@@ -83,28 +85,25 @@ impl Stored {
         };
         out.put(&[VERSION]);
         out.put(&self.gfid.to_bytes());
-        if self.written.is_none() && self.rdev.is_none() {
+        let flag = |there: bool, flag: u8| if there { flag } else { 0 };
+        let flags = flag(self.written.is_some(), FLAG_WRITTEN)
+            | flag(self.rdev.is_some(), FLAG_RDEV)
+            | flag(self.atime.is_some(), FLAG_ATIME);
+        if flags == 0 {
             return out;
         }
-        let written_flag = if self.written.is_some() {
-            FLAG_WRITTEN
-        } else {
-            0
-        };
-        out.put(&[written_flag | if self.rdev.is_some() { FLAG_RDEV } else { 0 }]);
+        out.put(&[flags]);
         if let Some(written) = &self.written {
-            let ctime = &written.ctime;
-            let nanos = ctime
-                .secs
-                .saturating_mul(NANOS)
-                .saturating_add(i64::from(ctime.nanos));
-            out.put(&nanos.to_le_bytes());
+            out.put(&pack_time(written.ctime).to_le_bytes());
             out.put(&written.data_counter.to_le_bytes()[..6]);
             out.put(&written.attr_counter.to_le_bytes()[..6]);
             out.put(&written.at_ms.to_le_bytes()[..6]);
         }
         if let Some(rdev) = self.rdev {
             out.put(&rdev.to_le_bytes());
+        }
+        if let Some(atime) = self.atime {
+            out.put(&pack_time(atime).to_le_bytes());
         }
         out
     }
@@ -120,17 +119,14 @@ impl Stored {
             gfid,
             written: None,
             rdev: None,
+            atime: None,
         };
         let Some(flags) = take(&mut rest, 1) else {
             return Some(stored);
         };
         if flags & u64::from(FLAG_WRITTEN) != 0 {
-            let nanos = take(&mut rest, 8)?.cast_signed();
             stored.written = Some(Written {
-                ctime: Time {
-                    secs: nanos.div_euclid(NANOS),
-                    nanos: nanos.rem_euclid(NANOS) as u32,
-                },
+                ctime: unpack_time(take(&mut rest, 8)?),
                 data_counter: take(&mut rest, 6)?,
                 attr_counter: take(&mut rest, 6)?,
                 at_ms: take(&mut rest, 6)?,
@@ -138,6 +134,9 @@ impl Stored {
         }
         if flags & u64::from(FLAG_RDEV) != 0 {
             stored.rdev = Some(take(&mut rest, 8)?);
+        }
+        if flags & u64::from(FLAG_ATIME) != 0 {
+            stored.atime = Some(unpack_time(take(&mut rest, 8)?));
         }
         rest.is_empty().then_some(stored)
     }
@@ -149,6 +148,20 @@ fn take(rest: &mut &[u8], len: usize) -> Option<u64> {
     let mut bytes = [0; 8];
     bytes[..len].copy_from_slice(part);
     Some(u64::from_le_bytes(bytes))
+}
+
+/// 34 bits of seconds are exactly what [`clamp_time`] leaves.
+fn pack_time(time: Time) -> u64 {
+    let time = clamp_time(time);
+    ((time.secs - TIME_SECS_MIN).cast_unsigned() << NANOS_BITS) | u64::from(time.nanos)
+}
+
+fn unpack_time(packed: u64) -> Time {
+    let nanos = packed & ((1 << NANOS_BITS) - 1);
+    Time {
+        secs: (packed >> NANOS_BITS).cast_signed() + TIME_SECS_MIN,
+        nanos: nanos as u32,
+    }
 }
 
 /// Cuts a time to what every copy's disk can hold.
@@ -264,36 +277,45 @@ mod tests {
             attr_counter: (1 << 40) + 1,
             at_ms: 1_700_000_000_000,
         };
+        let bare = Stored {
+            gfid,
+            written: None,
+            rdev: None,
+            atime: None,
+        };
+        let atime = Some(Time {
+            secs: TIME_SECS_MAX,
+            nanos: 0,
+        });
         for (stored, len) in [
+            (bare, 17),
             (
                 Stored {
-                    gfid,
-                    written: None,
-                    rdev: None,
-                },
-                17,
-            ),
-            (
-                Stored {
-                    gfid,
                     written: Some(written),
-                    rdev: None,
+                    ..bare
                 },
                 44,
             ),
             (
                 Stored {
-                    gfid,
                     written: Some(written),
                     rdev: Some(0x103),
+                    ..bare
                 },
                 52,
             ),
             (
                 Stored {
-                    gfid,
-                    written: None,
+                    written: Some(written),
+                    atime,
+                    ..bare
+                },
+                52,
+            ),
+            (
+                Stored {
                     rdev: Some(0x103),
+                    ..bare
                 },
                 26,
             ),

@@ -287,6 +287,7 @@ fn fill(path: &Path, file: &VolumeFile) -> Result<(), Errno> {
         gfid: Gfid::ROOT,
         written: None,
         rdev: None,
+        atime: None,
     };
     xattr::set(Of::Fd(root.as_fd()), layout::XATTR, stored.encode().bytes())?;
     durable::sync_file(private.as_fd())?;

@@ -33,6 +33,10 @@ impl Inner {
         if !hot.is_dir() || (gfid == Gfid::ROOT && nlink > 2) {
             nlink = nlink.saturating_sub(1);
         }
+        let disk_atime = Time {
+            secs: stat.st_atime,
+            nanos: stat.st_atime_nsec as u32,
+        };
         Ok(Object {
             gfid: Some(gfid),
             mode: stat.st_mode,
@@ -42,10 +46,7 @@ impl Inner {
             rdev: state.rdev.unwrap_or(0),
             size: stat.st_size.max(0).cast_unsigned(),
             blocks: stat.st_blocks.max(0).cast_unsigned(),
-            atime: Some(Time {
-                secs: stat.st_atime,
-                nanos: stat.st_atime_nsec as u32,
-            }),
+            atime: state.atime.or(Some(disk_atime)),
             mtime: Some(state.mtime),
             ctime: Some(state.ctime),
             data_counter: state.data_counter,

@@ -26,7 +26,7 @@ const STATE_BYTES_MAX: usize = 1 << 20;
 const NUMBERS_RESERVED: u64 = 1 << 20;
 /// Crashes told apart; older ones are taken together.
 const CRASHES_MAX: usize = 64;
-/// The disk's coarse clock may be this much behind the one a sync's begin was read from.
+/// The clock files get their times from may differ this much from the one that is read.
 const CRASH_SLACK_MS: u64 = 2_000;
 
 /// What the file holds.
@@ -111,7 +111,8 @@ impl VolumeFile {
         let from_ms = self.synced_at_ms.saturating_sub(CRASH_SLACK_MS);
         self.crashes.push(Crash {
             from_ms,
-            to_ms: now_ms,
+            // What is changed from now on has numbers above the floor: the slack does it no harm.
+            to_ms: now_ms + CRASH_SLACK_MS,
             number_floor,
         });
         if self.crashes.len() > CRASHES_MAX {
@@ -303,7 +304,7 @@ mod tests {
             file.crashes,
             [Crash {
                 from_ms: 8_000,
-                to_ms: 20_000,
+                to_ms: 22_000,
                 number_floor: 50
             }]
         );

@@ -12,9 +12,9 @@ use rustix::io::Errno;
 use super::{Made, Stamp, some};
 use crate::brick::durable::{OPEN, OPEN_DIR};
 use crate::brick::handle::Target;
-use crate::brick::hot::{Dirty, Hot, State, Touch};
+use crate::brick::hot::{Hot, State, Touch};
 use crate::brick::inner::{Inner, disk_clock_ms};
-use crate::brick::layout::{self, EntryName, HandleName, INERT_DEVICE};
+use crate::brick::layout::{self, EntryName, HandleName, INERT_DEVICE, clamp_time};
 use crate::brick::xattr::{self, ACL_ACCESS, ACL_DEFAULT};
 
 /// What an object is to be before it gets a name.
@@ -29,7 +29,7 @@ pub(in crate::brick) struct NewObject<'a> {
     pub target: &'a [u8],
     pub acl_access: &'a [u8],
     pub acl_default: &'a [u8],
-    /// mtime and ctime; atime at the making.
+    /// Times and counters.
     pub state: State,
     pub atime: Time,
 }
@@ -43,6 +43,15 @@ impl NewObject<'_> {
         matches!(self.file_type(), libc::S_IFCHR | libc::S_IFBLK)
     }
 
+    /// With what only some types have.
+    fn whole_state(&self, presence: u32) -> State {
+        let mut state = self.state;
+        state.rdev = self.is_device().then_some(self.rdev);
+        state.atime = (self.file_type() == libc::S_IFLNK).then_some(clamp_time(self.atime));
+        state.presence = presence;
+        state
+    }
+
     fn permissions(&self) -> Mode {
         Mode::from_raw_mode(self.mode & 0o7777)
     }
@@ -53,9 +62,7 @@ impl Inner {
         let (parent, gfid) = (some(step.parent)?, some(step.gfid)?);
         let name = EntryName::new(parent, &step.name)?;
         let (parent_hot, dir) = self.dir(parent)?;
-        let mut state = State::new(stamp.time, stamp.time, stamp.number, stamp.number);
-        state.rdev =
-            matches!(step.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK).then_some(step.rdev);
+        let state = State::new(stamp.time, stamp.time, stamp.number, stamp.number);
         let new = NewObject {
             gfid,
             mode: step.mode,
@@ -154,8 +161,7 @@ impl Inner {
             Target::Fd(fd) => Arc::into_inner(fd),
             Target::Handle(_) => None,
         };
-        let mut state = new.state;
-        state.presence = presence;
+        let state = new.whole_state(presence);
         Ok(Hot::new(new.gfid, new.file_type(), state, descriptor))
     }
 
@@ -168,8 +174,7 @@ impl Inner {
         if new.file_type() != libc::S_IFLNK {
             self.set_permissions(target, new.permissions())?;
         }
-        let mut state = new.state;
-        state.rdev = new.is_device().then_some(new.rdev);
+        let state = new.whole_state(0);
         let encoded = state.stored(new.gfid, disk_clock_ms()).encode();
         let presence = self.with_of(target, |of| {
             xattr::set(of, layout::XATTR, encoded.bytes())?;
@@ -238,9 +243,7 @@ impl Inner {
         let presence = self.complete(new, &target)?;
         drop(target);
         self.write_dir_handle(new.gfid, fd.as_fd())?;
-        let mut state = new.state;
-        state.presence = presence;
-        state.dirty = Dirty::Clean;
+        let state = new.whole_state(presence);
         Ok(Hot::new(
             new.gfid,
             libc::S_IFDIR,

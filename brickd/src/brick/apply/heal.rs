@@ -200,5 +200,8 @@ fn state_of(object: &Object, presence: u32) -> State {
     state.presence = presence;
     let device = matches!(object.mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
     state.rdev = device.then_some(object.rdev);
+    if object.mode & libc::S_IFMT == libc::S_IFLNK {
+        state.atime = object.atime.map(clamp_time);
+    }
     state
 }

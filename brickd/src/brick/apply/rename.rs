@@ -209,8 +209,7 @@ impl Inner {
 
     /// `None`: it was there.
     fn make_whiteout(&self, stamp: Stamp, gfid: Gfid) -> Result<Option<Hot>, Errno> {
-        let mut state = State::new(stamp.time, stamp.time, stamp.number, stamp.number);
-        state.rdev = Some(0);
+        let state = State::new(stamp.time, stamp.time, stamp.number, stamp.number);
         let new = NewObject {
             gfid,
             mode: libc::S_IFCHR,

@@ -52,6 +52,9 @@ impl Inner {
             if let Some(mtime) = mtime {
                 state.set_mtime(mtime, stamp.number);
             }
+            if state.atime.is_some() {
+                state.atime = atime.or(state.atime);
+            }
             state.unsynced = true;
         });
         Ok(())

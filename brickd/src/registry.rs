@@ -403,3 +403,6 @@ impl Inner {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -59,9 +59,14 @@ impl Applied {
             views: self.views.clone(),
         };
         // Under the channel's lock, so that nothing of this one is published after it.
-        self.views.send_modify(|last| {
+        self.views.send_if_modified(|last| {
             self.newest.store(false, Ordering::SeqCst);
-            *last = Arc::new(next.state().view.clone());
+            let view = next.state().view.clone();
+            let changed = **last != view;
+            if changed {
+                *last = Arc::new(view);
+            }
+            changed
         });
         next
     }

@@ -154,8 +154,9 @@ impl Node {
         self.raft.metrics().borrow_watched().clone()
     }
 
-    /// Whether this peer leads, as far as it knows.
-    pub fn leads(&self) -> bool {
-        self.raft.metrics().borrow_watched().current_leader == Some(self.pool.peer)
+    /// Whether this peer leads this generation of the pool, as far as it knows.
+    pub fn leads_in(&self, generation_id: u64) -> bool {
+        self.pool.generation_id == generation_id
+            && self.raft.metrics().borrow_watched().current_leader == Some(self.pool.peer)
     }
 }

@@ -30,6 +30,9 @@ const LOOK_MS: u64 = 20;
 const COUNT_MS: u64 = 500;
 /// Metadata of a proposal that was forwarded: its id. It is not forwarded again.
 pub const CHANGE_ID: &str = "mortar-change-id";
+/// Metadata of what was forwarded: the sender's generation of the pool. A peer that was left
+/// behind by a recovery must neither change the new generation nor believe that it reads it.
+pub const GENERATION_ID: &str = "mortar-generation-id";
 /// Metadata of a refusal: nothing was done, another peer may be asked.
 pub const NOT_TAKEN: &str = "mortar-not-taken";
 
@@ -99,7 +102,7 @@ impl Inner {
             None => Ok(Attempt::NotTaken),
             Some(leader) if leader == node.pool.peer => self.lead(&node, change, until).await,
             Some(leader) => Ok(match self.peer(leader) {
-                Some(peer) => self.forward(&peer, change, until).await,
+                Some(peer) => self.forward(&node, &peer, change, until).await,
                 None => Attempt::NotTaken,
             }),
         }
@@ -130,15 +133,17 @@ impl Inner {
         }
     }
 
-    async fn forward(&self, leader: &Peer, change: &Change, until: Instant) -> Attempt {
+    async fn forward(
+        &self,
+        node: &Node,
+        leader: &Peer,
+        change: &Change,
+        until: Instant,
+    ) -> Attempt {
         let Ok(channel) = self.connections.channel(leader) else {
             return Attempt::NotTaken;
         };
-        let mut request = Request::new(change.command.clone());
-        let Ok(id) = format!("{:016x}", change.id).parse() else {
-            return Attempt::NotTaken;
-        };
-        request.metadata_mut().insert(CHANGE_ID, id);
+        let request = forwarded(change.command.clone(), node, change.id);
         match timeout_at(until, PoolClient::new(channel).propose(request)).await {
             Ok(Ok(outcome)) => Attempt::Answered(outcome.into_inner()),
             Ok(Err(status)) if surely_not_taken(&status) => Attempt::NotTaken,
@@ -184,10 +189,7 @@ impl Inner {
         let Ok(channel) = self.connections.channel(&peer) else {
             return Ok(None);
         };
-        let mut request = Request::new(Empty {});
-        request
-            .metadata_mut()
-            .insert(CHANGE_ID, tonic::metadata::MetadataValue::from_static("0"));
+        let request = forwarded(Empty {}, &node, 0);
         let answer = timeout_at(until, PoolClient::new(channel).barrier(request)).await;
         Ok(match answer {
             Ok(Ok(reply)) if reply.get_ref().refusal.is_empty() => Some(reply.get_ref().index),
@@ -245,8 +247,21 @@ impl Inner {
         let limit = Duration::from_millis(COUNT_MS);
         let answer = tokio::time::timeout(limit, PoolClient::new(channel).status(Empty {})).await;
         let reply = answer.ok()?.ok()?.into_inner();
-        (reply.local == peer).then_some(reply)
+        let ours = self.node()?.pool.generation;
+        (reply.local == peer && reply.generation == ours).then_some(reply)
     }
+}
+
+/// A request as one peer forwards it to another of its generation.
+fn forwarded<T>(message: T, node: &Node, id: u64) -> Request<T> {
+    let mut request = Request::new(message);
+    for (key, value) in [(CHANGE_ID, id), (GENERATION_ID, node.pool.generation_id)] {
+        // Sixteen hex digits are always fit for metadata.
+        if let Ok(value) = format!("{value:016x}").parse() {
+            request.metadata_mut().insert(key, value);
+        }
+    }
+    request
 }
 
 fn no_leader(reachable: usize, voters: usize) -> RegistryError {

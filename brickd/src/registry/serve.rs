@@ -21,7 +21,7 @@ use tonic::{Request, Response, Status};
 use super::Registry;
 use super::error::RegistryError;
 use super::network::Rpc;
-use super::propose::{Attempt, CHANGE_ID, NOT_TAKEN, PROPOSE_MS};
+use super::propose::{Attempt, CHANGE_ID, GENERATION_ID, NOT_TAKEN, PROPOSE_MS};
 use super::transport::{DETACHED, MESSAGE_BYTES_MAX};
 use super::types::Change;
 use crate::host::LocalBricks;
@@ -180,13 +180,11 @@ impl Pool for RegistryService {
     }
 
     async fn propose(&self, request: Request<Command>) -> Result<Response<Outcome>, Status> {
-        let id = match forwarded_id(request.metadata()) {
-            None => {
-                let outcome = self.registry.propose(request.into_inner()).await;
-                return outcome.map(Response::new).map_err(status);
-            }
-            Some(id) => id?,
+        let Some(forwarded) = forwarded(request.metadata()) else {
+            let outcome = self.registry.propose(request.into_inner()).await;
+            return outcome.map(Response::new).map_err(status);
         };
+        let Forwarded { id, generation_id } = forwarded?;
         let change = Change {
             id,
             command: request.into_inner(),
@@ -195,7 +193,9 @@ impl Pool for RegistryService {
         let until = Instant::now() + 5 * Duration::from_millis(PROPOSE_MS);
         let attempt = self.registry.run(move |inner| async move {
             match inner.node() {
-                Some(node) if node.leads() => inner.lead(&node, &change, until).await,
+                Some(node) if node.leads_in(generation_id) => {
+                    inner.lead(&node, &change, until).await
+                }
                 _ => Ok(Attempt::NotTaken),
             }
         });
@@ -209,22 +209,24 @@ impl Pool for RegistryService {
     }
 
     async fn barrier(&self, request: Request<Empty>) -> Result<Response<BarrierReply>, Status> {
-        let forwarded = request.metadata().contains_key(CHANGE_ID);
+        let forwarded = forwarded(request.metadata()).transpose()?;
         let reply = |index, refusal: &str| BarrierReply {
             index,
             refusal: refusal.to_owned(),
         };
-        if !forwarded {
+        let Some(Forwarded { generation_id, .. }) = forwarded else {
             let answer = self.registry.barrier().await;
             return Ok(Response::new(match answer {
                 Ok(view) => reply(view.index, ""),
                 Err(error) => reply(0, &error.to_string()),
             }));
-        }
+        };
         let until = Instant::now() + Duration::from_millis(PROPOSE_MS);
         let index = self.registry.run(move |inner| async move {
             match inner.node() {
-                Some(node) if node.leads() => Ok(inner.lead_read(&node, until).await),
+                Some(node) if node.leads_in(generation_id) => {
+                    Ok(inner.lead_read(&node, until).await)
+                }
                 _ => Ok(None),
             }
         });
@@ -307,14 +309,22 @@ async fn stopped(mut stopping: tokio::sync::watch::Receiver<bool>) {
     drop(stopping.wait_for(|stopping| *stopping).await);
 }
 
-/// The id of a forwarded proposal; `None` = it comes from the first hand.
-fn forwarded_id(metadata: &MetadataMap) -> Option<Result<u64, Status>> {
-    let id = metadata.get(CHANGE_ID)?;
-    let id = id
-        .to_str()
-        .ok()
-        .and_then(|id| u64::from_str_radix(id, 16).ok());
-    Some(id.ok_or_else(|| Status::invalid_argument("a proposal's id is 16 hex digits")))
+/// What a peer says with a request that it forwards.
+struct Forwarded {
+    id: u64,
+    generation_id: u64,
+}
+
+/// `None` = the request comes at first hand.
+fn forwarded(metadata: &MetadataMap) -> Option<Result<Forwarded, Status>> {
+    let number = |key| {
+        let digits = metadata.get(key)?.to_str().ok()?;
+        u64::from_str_radix(digits, 16).ok()
+    };
+    metadata.get(CHANGE_ID)?;
+    let read = number(CHANGE_ID).zip(number(GENERATION_ID));
+    let read = read.map(|(id, generation_id)| Forwarded { id, generation_id });
+    Some(read.ok_or_else(|| Status::invalid_argument("ids are 16 hex digits")))
 }
 
 fn not_taken() -> Status {

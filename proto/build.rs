@@ -9,6 +9,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".mortar.data")
         // The registry's messages are also what `--json` prints and what the Raft log holds.
         .type_attribute(".mortar.registry", "#[derive(serde::Serialize, serde::Deserialize)]")
+        // A log or snapshot written before a field existed stays readable.
+        .message_attribute(".mortar.registry", "#[serde(default)]")
         .compile_fds(descriptors)?;
     Ok(())
 }

@@ -99,10 +99,16 @@ pub struct Context<'a> {
 #[derive(Clone, Debug, PartialEq)]
 pub enum Plan {
     /// The operation is valid.
-    Ready(Planned),
+    Ready(Box<Planned>),
     /// The keys held do not do for it: finish the ticket, admit it again with these (they contain
     /// those held), and plan anew.
     MoreKeys(Keys),
+}
+
+impl From<Planned> for Plan {
+    fn from(planned: Planned) -> Self {
+        Plan::Ready(Box::new(planned))
+    }
 }
 
 /// What a valid operation comes to.
@@ -238,12 +244,15 @@ pub fn plan(op: &Op, context: &Context<'_>) -> Result<Plan, PlanError> {
     let Some(op) = &op.op else {
         return Err(FsError::Invalid.into());
     };
-    let plan = match op {
+    let planned = match op {
         OpKind::Create(op) => create::create(op, context),
         OpKind::Link(op) => link::link(op, context),
         OpKind::Unlink(op) => unlink::unlink(op, context),
         OpKind::Rmdir(op) => unlink::rmdir(op, context),
-        OpKind::Rename(op) => rename::rename(op, context),
+        OpKind::Rename(op) => match rename::rename(op, context)? {
+            Plan::Ready(planned) => Ok(*planned),
+            more => return Ok(more),
+        },
         OpKind::Setattr(op) => setattr::setattr(op, context),
         OpKind::Write(op) => write::write(op, context),
         OpKind::Fallocate(op) => fallocate::fallocate(op, context),
@@ -253,7 +262,7 @@ pub fn plan(op: &Op, context: &Context<'_>) -> Result<Plan, PlanError> {
         OpKind::Fsync(op) => write::fsync(op, context),
         OpKind::SessionOpen(op) => session::begin(op, context),
         OpKind::SessionClose(_) => session::close(context),
-        OpKind::Keepalive(_) => Ok(Plan::Ready(Planned::nothing(Vec::new()))),
+        OpKind::Keepalive(_) => Ok(Planned::nothing(Vec::new())),
         OpKind::Open(op) => session::open(op, context),
         OpKind::Release(op) => session::release(op, context),
         OpKind::Setlock(op) => lock::set(op, context),
@@ -269,10 +278,7 @@ pub fn plan(op: &Op, context: &Context<'_>) -> Result<Plan, PlanError> {
         | OpKind::Seek(_)
         | OpKind::Getlock(_) => Err(FsError::Invalid.into()),
     }?;
-    Ok(match plan {
-        Plan::Ready(planned) => with_keys(planned, context),
-        more => more,
-    })
+    Ok(with_keys(planned, context))
 }
 
 /// Whether an operation changes nothing: it is answered by [`read()`], without keys.
@@ -300,7 +306,7 @@ fn with_keys(planned: Planned, context: &Context<'_>) -> Plan {
         .step()
         .map_or_else(Keys::none, |step| keys_of(step, context.session));
     if context.held.covers(&needed) {
-        Plan::Ready(planned)
+        planned.into()
     } else {
         Plan::MoreKeys(context.held.clone().union(&needed))
     }

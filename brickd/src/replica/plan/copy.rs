@@ -5,13 +5,13 @@ use mortar_proto::data::change::Step;
 use mortar_proto::data::{CopyRange, CopyRangeStep, result};
 
 use super::context::{bytes_taken, killed};
-use super::{Context, Plan, PlanError, Planned};
+use super::{Context, PlanError, Planned};
 
 /// Most that one change copies, so that none keeps a copy busy until it is taken for stalled;
 /// callers go on after a short count.
 pub const COPY_RANGE_BYTES_MAX: u64 = 32 << 20;
 
-pub(super) fn copy_range(op: &CopyRange, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn copy_range(op: &CopyRange, context: &Context<'_>) -> Result<Planned, PlanError> {
     let from = context.named(op.from)?;
     let to = context.named(op.to)?;
     let source = context.file(from)?;
@@ -35,9 +35,7 @@ pub(super) fn copy_range(op: &CopyRange, context: &Context<'_>) -> Result<Plan, 
     let len = len.min(COPY_RANGE_BYTES_MAX);
     let touched = vec![to, from];
     if len == 0 {
-        return Ok(Plan::Ready(
-            Planned::nothing(touched).answering(result::Ok::Count(0)),
-        ));
+        return Ok(Planned::nothing(touched).answering(result::Ok::Count(0)));
     }
     let bytes = bytes_taken(&target, op.to_offset, len);
     context.check_space(bytes, 0)?;
@@ -56,5 +54,5 @@ pub(super) fn copy_range(op: &CopyRange, context: &Context<'_>) -> Result<Plan, 
         drop_capability,
     };
     let planned = Planned::disk(Step::CopyRange(step), touched).taking(bytes);
-    Ok(Plan::Ready(planned.answering(result::Ok::Count(len))))
+    Ok(planned.answering(result::Ok::Count(len)))
 }

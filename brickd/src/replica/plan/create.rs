@@ -10,12 +10,12 @@ use super::context::{
     METADATA_BYTES, PERMISSIONS, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID, check_new_name, has,
     is_dir, is_file, lookup,
 };
-use super::{Context, Plan, PlanError, Planned};
+use super::{Context, PlanError, Planned};
 
 /// Longest text of a symlink, in bytes.
 const TARGET_BYTES_MAX: usize = 4095;
 
-pub(super) fn create(op: &Create, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn create(op: &Create, context: &Context<'_>) -> Result<Planned, PlanError> {
     let parent_gfid = context.named(op.parent)?;
     let gfid = op.gfid.ok_or(FsError::Invalid)?;
     check_new_name(parent_gfid, &op.name)?;
@@ -62,7 +62,7 @@ pub(super) fn create(op: &Create, context: &Context<'_>) -> Result<Plan, PlanErr
         open: op.open,
     };
     let planned = Planned::disk(Step::Create(step), vec![gfid, parent_gfid]);
-    Ok(Plan::Ready(planned.created().taking(bytes)))
+    Ok(planned.created().taking(bytes))
 }
 
 /// The name is taken: by this very create, done before by a copy whose record is lost; by a file
@@ -72,7 +72,7 @@ fn found_instead(
     context: &Context<'_>,
     parent: Gfid,
     found: &Object,
-) -> Result<Plan, PlanError> {
+) -> Result<Planned, PlanError> {
     let gfid = super::context::gfid_of(found)?;
     let is_own = Some(gfid) == op.gfid;
     if !is_own {
@@ -99,11 +99,7 @@ fn found_instead(
     } else {
         Planned::nothing(touched)
     };
-    Ok(Plan::Ready(if is_own {
-        planned.created()
-    } else {
-        planned
-    }))
+    Ok(if is_own { planned.created() } else { planned })
 }
 
 /// The mode with a type: none means a regular file.

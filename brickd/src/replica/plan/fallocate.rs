@@ -5,13 +5,13 @@ use mortar_proto::data::change::Step;
 use mortar_proto::data::{Fallocate, FallocateStep};
 
 use super::context::{bytes_taken, killed};
-use super::{Context, Plan, PlanError, Planned};
+use super::{Context, PlanError, Planned};
 
 const KEEP_SIZE: u32 = libc::FALLOC_FL_KEEP_SIZE as u32;
 const PUNCH_HOLE: u32 = libc::FALLOC_FL_PUNCH_HOLE as u32;
 const ZERO_RANGE: u32 = libc::FALLOC_FL_ZERO_RANGE as u32;
 
-pub(super) fn fallocate(op: &Fallocate, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn fallocate(op: &Fallocate, context: &Context<'_>) -> Result<Planned, PlanError> {
     if op.len == 0 {
         return Err(FsError::Invalid.into());
     }
@@ -44,7 +44,5 @@ pub(super) fn fallocate(op: &Fallocate, context: &Context<'_>) -> Result<Plan, P
         new_mode,
         drop_capability,
     };
-    Ok(Plan::Ready(
-        Planned::disk(Step::Fallocate(step), vec![gfid]).taking(bytes),
-    ))
+    Ok(Planned::disk(Step::Fallocate(step), vec![gfid]).taking(bytes))
 }

@@ -5,9 +5,9 @@ use mortar_proto::data::change::Step;
 use mortar_proto::data::{Link, LinkStep};
 
 use super::context::{METADATA_BYTES, check_new_name, is_dir, lookup};
-use super::{Context, Plan, PlanError, Planned};
+use super::{Context, PlanError, Planned};
 
-pub(super) fn link(op: &Link, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn link(op: &Link, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
     let parent = op.parent.or(context.previous).ok_or(FsError::Invalid)?;
     check_new_name(parent, &op.name)?;
@@ -30,5 +30,5 @@ pub(super) fn link(op: &Link, context: &Context<'_>) -> Result<Plan, PlanError> 
         name: op.name.clone(),
     };
     let planned = Planned::disk(Step::Link(step), vec![gfid, parent]);
-    Ok(Plan::Ready(planned.taking(METADATA_BYTES)))
+    Ok(planned.taking(METADATA_BYTES))
 }

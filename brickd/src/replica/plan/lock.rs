@@ -4,7 +4,7 @@ use mortar_common::{FsError, Gfid};
 use mortar_proto::data::change::Step;
 use mortar_proto::data::{Lock, LockKind, LockStep, LockType, ReleaseOwner, SetLock};
 
-use super::{Answer, Context, Plan, PlanError, Planned};
+use super::{Answer, Context, PlanError, Planned};
 use crate::replica::memory::{Whole, lock_of};
 
 /// Last byte a lock can name.
@@ -12,7 +12,7 @@ const END_OF_FILE: u64 = i64::MAX as u64;
 
 /// A lock that is not free is refused with EAGAIN, or with EDEADLK if its owner would wait for it
 /// (`wait_ms` is not 0) and so for itself.
-pub(super) fn set(op: &SetLock, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn set(op: &SetLock, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
     let lock = checked(op.lock.as_ref(), context)?;
     context.check_session()?;
@@ -21,12 +21,12 @@ pub(super) fn set(op: &SetLock, context: &Context<'_>) -> Result<Plan, PlanError
             check_room(gfid, context)?;
             Ok(ordered(gfid, lock))
         } else {
-            Ok(Plan::Ready(Planned::nothing(vec![gfid])))
+            Ok(Planned::nothing(vec![gfid]))
         };
     }
     context.object(gfid)?;
     if context.ask(|memory| memory.holds_lock(gfid, &lock)) {
-        return Ok(Plan::Ready(Planned::nothing(vec![gfid])));
+        return Ok(Planned::nothing(vec![gfid]));
     }
     if context
         .ask(|memory| memory.conflicting_lock(gfid, &lock))
@@ -39,7 +39,7 @@ pub(super) fn set(op: &SetLock, context: &Context<'_>) -> Result<Plan, PlanError
 }
 
 /// Drops everything an owner holds in the object, or everything taken through a handle.
-pub(super) fn release(op: &ReleaseOwner, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn release(op: &ReleaseOwner, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
     let kind = LockKind::try_from(op.kind).map_err(|_| FsError::Invalid)?;
     if op.whole_handle && op.handle == 0 {
@@ -62,7 +62,7 @@ pub(super) fn release(op: &ReleaseOwner, context: &Context<'_>) -> Result<Plan, 
         Whole::Owner
     };
     if !context.ask(|memory| memory.holds_any(gfid, &lock, whole)) {
-        return Ok(Plan::Ready(Planned::nothing(vec![gfid])));
+        return Ok(Planned::nothing(vec![gfid]));
     }
     let step = LockStep {
         gfid: Some(gfid),
@@ -70,7 +70,7 @@ pub(super) fn release(op: &ReleaseOwner, context: &Context<'_>) -> Result<Plan, 
         whole_owner: !op.whole_handle,
         whole_handle: op.whole_handle,
     };
-    Ok(Plan::Ready(Planned::memory(Step::Lock(step), vec![gfid])))
+    Ok(Planned::memory(Step::Lock(step), vec![gfid]))
 }
 
 /// The lock a request names, with its session, whole if it is a flock.
@@ -90,7 +90,7 @@ fn not_free(
     gfid: Gfid,
     lock: Lock,
     context: &Context<'_>,
-) -> Result<Plan, PlanError> {
+) -> Result<Planned, PlanError> {
     if op.wait_ms > 0 && context.ask(|memory| memory.would_deadlock(gfid, &lock)) {
         return Err(FsError::Deadlock.into());
     }
@@ -110,7 +110,7 @@ fn not_free(
     };
     let mut planned = Planned::memory(Step::Lock(step), vec![gfid]);
     planned.answer = Answer::Refused(FsError::Again);
-    Ok(Plan::Ready(planned))
+    Ok(planned)
 }
 
 fn check_room(gfid: Gfid, context: &Context<'_>) -> Result<(), PlanError> {
@@ -121,11 +121,11 @@ fn check_room(gfid: Gfid, context: &Context<'_>) -> Result<(), PlanError> {
     }
 }
 
-fn ordered(gfid: Gfid, lock: Lock) -> Plan {
+fn ordered(gfid: Gfid, lock: Lock) -> Planned {
     let step = LockStep {
         gfid: Some(gfid),
         lock: Some(lock),
         ..Default::default()
     };
-    Plan::Ready(Planned::memory(Step::Lock(step), vec![gfid]))
+    Planned::memory(Step::Lock(step), vec![gfid])
 }

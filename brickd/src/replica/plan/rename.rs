@@ -43,7 +43,7 @@ pub(super) fn rename(op: &Rename, context: &Context<'_>) -> Result<Plan, PlanErr
     let touched = vec![looked.gfid, looked.from_parent, looked.to_parent];
     if target.is_some_and(|(gfid, _)| *gfid == looked.gfid) {
         // Two names of one object: POSIX wants nothing to happen.
-        return Ok(Plan::Ready(Planned::nothing(touched)));
+        return Ok(Planned::nothing(touched).into());
     }
     looked.check_types(context)?;
     looked.step(touched, context)
@@ -171,7 +171,7 @@ impl Looked<'_> {
         };
         let mut planned = Planned::disk(Step::Rename(step), touched).taking(bytes);
         planned.freed = freed;
-        Ok(Plan::Ready(planned))
+        Ok(planned.into())
     }
 }
 

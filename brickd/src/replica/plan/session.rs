@@ -8,16 +8,16 @@ use mortar_proto::data::{
 
 use super::context::{is_dir, is_file, is_symlink};
 use super::setattr::truncate_and_open;
-use super::{Context, Plan, PlanError, Planned};
+use super::{Context, PlanError, Planned};
 use crate::replica::memory::Standing;
 
-pub(super) fn begin(op: &SessionOpen, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn begin(op: &SessionOpen, context: &Context<'_>) -> Result<Planned, PlanError> {
     let standing = context.ask(|memory| Some(memory.standing(context.session)));
     if standing == Some(Standing::Fenced) {
         return Err(FsError::NotConnected.into());
     }
     if standing == Some(Standing::Known) {
-        return Ok(Plan::Ready(Planned::nothing(Vec::new())));
+        return Ok(Planned::nothing(Vec::new()));
     }
     if !context.ask(|memory| memory.has_room_for_session()) {
         return Err(FsError::Busy.into());
@@ -28,23 +28,17 @@ pub(super) fn begin(op: &SessionOpen, context: &Context<'_>) -> Result<Plan, Pla
         pid: op.pid,
         mount_point: op.mount_point.clone(),
     };
-    Ok(Plan::Ready(Planned::memory(
-        Step::SessionOpen(step),
-        Vec::new(),
-    )))
+    Ok(Planned::memory(Step::SessionOpen(step), Vec::new()))
 }
 
-pub(super) fn close(context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn close(context: &Context<'_>) -> Result<Planned, PlanError> {
     let step = SessionEndStep {
         session: context.session.0,
     };
-    Ok(Plan::Ready(Planned::memory(
-        Step::SessionEnd(step),
-        Vec::new(),
-    )))
+    Ok(Planned::memory(Step::SessionEnd(step), Vec::new()))
 }
 
-pub(super) fn open(op: &Open, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn open(op: &Open, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
     let object = context.object(gfid)?;
     if is_symlink(&object) {
@@ -55,7 +49,7 @@ pub(super) fn open(op: &Open, context: &Context<'_>) -> Result<Plan, PlanError> 
         return if op.truncate {
             Err(FsError::IsDirectory.into())
         } else {
-            Ok(Plan::Ready(Planned::nothing(vec![gfid])))
+            Ok(Planned::nothing(vec![gfid]))
         };
     }
     if !is_file(&object) {
@@ -66,26 +60,23 @@ pub(super) fn open(op: &Open, context: &Context<'_>) -> Result<Plan, PlanError> 
         return truncate_and_open(&object, op.kill_suidgid, context);
     }
     if context.ask(|memory| memory.has_open(context.session, gfid)) {
-        return Ok(Plan::Ready(Planned::nothing(vec![gfid])));
+        return Ok(Planned::nothing(vec![gfid]));
     }
     let step = OpenStep {
         session: context.session.0,
         gfid: Some(gfid),
     };
-    Ok(Plan::Ready(Planned::memory(Step::Open(step), vec![gfid])))
+    Ok(Planned::memory(Step::Open(step), vec![gfid]))
 }
 
-pub(super) fn release(op: &Release, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn release(op: &Release, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
     if !context.ask(|memory| memory.has_open(context.session, gfid)) {
-        return Ok(Plan::Ready(Planned::nothing(vec![gfid])));
+        return Ok(Planned::nothing(vec![gfid]));
     }
     let step = ReleaseStep {
         session: context.session.0,
         gfid: Some(gfid),
     };
-    Ok(Plan::Ready(Planned::memory(
-        Step::Release(step),
-        vec![gfid],
-    )))
+    Ok(Planned::memory(Step::Release(step), vec![gfid]))
 }

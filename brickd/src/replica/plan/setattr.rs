@@ -5,11 +5,11 @@ use mortar_proto::data::change::Step;
 use mortar_proto::data::{Object, SetAttr, SetAttrStep, SetTime, Time, set_time};
 
 use super::context::{PERMISSIONS, S_IFMT, is_dir, is_file, is_symlink, killed};
-use super::{Context, Plan, PlanError, Planned, Stamp};
+use super::{Context, PlanError, Planned, Stamp};
 
 const NANOS_PER_SECOND: u32 = 1_000_000_000;
 
-pub(super) fn setattr(op: &SetAttr, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn setattr(op: &SetAttr, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
     let object = context.object(gfid)?;
     if op.mode.is_some() && is_symlink(&object) {
@@ -56,11 +56,11 @@ pub(super) fn setattr(op: &SetAttr, context: &Context<'_>) -> Result<Plan, PlanE
         && !drop_capability
         && stamp == Stamp::default();
     if changes_nothing {
-        return Ok(Plan::Ready(Planned::nothing(vec![gfid])));
+        return Ok(Planned::nothing(vec![gfid]));
     }
     let mut planned = Planned::disk(Step::Setattr(step), vec![gfid]);
     planned.stamp = stamp;
-    Ok(Plan::Ready(planned))
+    Ok(planned)
 }
 
 /// The step of an open that empties the file, and registers the open by the way.
@@ -68,7 +68,7 @@ pub(super) fn truncate_and_open(
     object: &Object,
     kill_suidgid: bool,
     context: &Context<'_>,
-) -> Result<Plan, PlanError> {
+) -> Result<Planned, PlanError> {
     check_size(Some(0), object, context)?;
     let gfid = super::context::gfid_of(object)?;
     let (mode, drop_capability) = if kill_suidgid {
@@ -89,7 +89,7 @@ pub(super) fn truncate_and_open(
         atime: false,
         mtime: true,
     };
-    Ok(Plan::Ready(planned))
+    Ok(planned)
 }
 
 fn check_size(size: Option<u64>, object: &Object, context: &Context<'_>) -> Result<(), PlanError> {

@@ -5,9 +5,9 @@ use mortar_proto::data::change::Step;
 use mortar_proto::data::{Object, RmDir, RmDirStep, Unlink, UnlinkStep};
 
 use super::context::{check_name, is_dir};
-use super::{Context, Plan, PlanError, Planned};
+use super::{Context, PlanError, Planned};
 
-pub(super) fn unlink(op: &Unlink, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn unlink(op: &Unlink, context: &Context<'_>) -> Result<Planned, PlanError> {
     let parent = context.named(op.parent)?;
     check_name(parent, &op.name)?;
     context.directory(parent)?;
@@ -25,10 +25,10 @@ pub(super) fn unlink(op: &Unlink, context: &Context<'_>) -> Result<Plan, PlanErr
     };
     let mut planned = Planned::disk(Step::Unlink(step), vec![gfid, parent]);
     planned.freed = (is_last && !orphan).then(|| without_links(object));
-    Ok(Plan::Ready(planned))
+    Ok(planned)
 }
 
-pub(super) fn rmdir(op: &RmDir, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn rmdir(op: &RmDir, context: &Context<'_>) -> Result<Planned, PlanError> {
     let parent = context.named(op.parent)?;
     check_name(parent, &op.name)?;
     context.directory(parent)?;
@@ -46,7 +46,7 @@ pub(super) fn rmdir(op: &RmDir, context: &Context<'_>) -> Result<Plan, PlanError
     };
     let mut planned = Planned::disk(Step::Rmdir(step), vec![gfid, parent]);
     planned.freed = Some(without_links(object));
-    Ok(Plan::Ready(planned))
+    Ok(planned)
 }
 
 /// The object as a client is told of it once it is gone.

@@ -5,9 +5,9 @@ use mortar_proto::data::change::Step;
 use mortar_proto::data::{Fsync, FsyncStep, Write, WriteStep, result};
 
 use super::context::{bytes_taken, is_dir, is_file, killed};
-use super::{Context, Plan, PlanError, Planned};
+use super::{Context, PlanError, Planned};
 
-pub(super) fn write(op: &Write, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn write(op: &Write, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
     let object = context.file(gfid)?;
     let asked = u64::from(op.len);
@@ -36,9 +36,7 @@ pub(super) fn write(op: &Write, context: &Context<'_>) -> Result<Plan, PlanError
         asked.min(most.saturating_sub(offset))
     };
     if len == 0 {
-        return Ok(Plan::Ready(
-            Planned::nothing(vec![gfid]).answering(answer(asked)),
-        ));
+        return Ok(Planned::nothing(vec![gfid]).answering(answer(asked)));
     }
     let bytes = bytes_taken(&object, offset, len);
     context.check_space(bytes, 0)?;
@@ -64,10 +62,10 @@ pub(super) fn write(op: &Write, context: &Context<'_>) -> Result<Plan, PlanError
     };
     let mut planned = Planned::disk(Step::Write(step), vec![gfid]).taking(bytes);
     planned.payload_bytes = len;
-    Ok(Plan::Ready(planned.answering(answer(count))))
+    Ok(planned.answering(answer(count)))
 }
 
-pub(super) fn fsync(op: &Fsync, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn fsync(op: &Fsync, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
     let object = context.object(gfid)?;
     if !is_file(&object) && !is_dir(&object) {
@@ -77,5 +75,5 @@ pub(super) fn fsync(op: &Fsync, context: &Context<'_>) -> Result<Plan, PlanError
         gfid: Some(gfid),
         data_only: op.data_only,
     };
-    Ok(Plan::Ready(Planned::disk(Step::Fsync(step), vec![gfid])))
+    Ok(Planned::disk(Step::Fsync(step), vec![gfid]))
 }

@@ -7,7 +7,7 @@ use mortar_proto::data::{Object, Presence, RemoveXattr, RemoveXattrStep, SetXatt
 
 use super::acl::{self, Acl};
 use super::context::{METADATA_BYTES, S_IFMT, S_ISGID, has, is_dir, is_file, is_symlink};
-use super::{Context, Plan, PlanError, Planned};
+use super::{Context, PlanError, Planned};
 
 /// Longest name, in bytes.
 const NAME_BYTES_MAX: usize = 255;
@@ -27,7 +27,7 @@ enum Space {
     AclDefault,
 }
 
-pub(super) fn set(op: &SetXattr, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn set(op: &SetXattr, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
     let space = space_of(&op.name)?;
     if is_private(&op.name) {
@@ -58,7 +58,7 @@ pub(super) fn set(op: &SetXattr, context: &Context<'_>) -> Result<Plan, PlanErro
     step(gfid, &object, &op.name, value.clone(), None, context)
 }
 
-pub(super) fn remove(op: &RemoveXattr, context: &Context<'_>) -> Result<Plan, PlanError> {
+pub(super) fn remove(op: &RemoveXattr, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
     let space = space_of(&op.name)?;
     let object = context.object(gfid)?;
@@ -76,10 +76,7 @@ pub(super) fn remove(op: &RemoveXattr, context: &Context<'_>) -> Result<Plan, Pl
         gfid: Some(gfid),
         name: op.name.clone(),
     };
-    Ok(Plan::Ready(Planned::disk(
-        Step::Removexattr(step),
-        vec![gfid],
-    )))
+    Ok(Planned::disk(Step::Removexattr(step), vec![gfid]))
 }
 
 /// Whether a name is one callers never see.
@@ -136,7 +133,7 @@ fn set_acl(
     gfid: Gfid,
     object: &Object,
     context: &Context<'_>,
-) -> Result<Plan, PlanError> {
+) -> Result<Planned, PlanError> {
     if is_symlink(object) {
         return Err(FsError::NotSupported.into());
     }
@@ -162,7 +159,12 @@ fn set_acl(
 }
 
 /// Taking away an ACL that is not there succeeds, and the mode stays as it is.
-fn remove_acl(name: &Bytes, space: Space, gfid: Gfid, object: &Object) -> Result<Plan, PlanError> {
+fn remove_acl(
+    name: &Bytes,
+    space: Space,
+    gfid: Gfid,
+    object: &Object,
+) -> Result<Planned, PlanError> {
     if is_symlink(object) {
         return Err(FsError::NotSupported.into());
     }
@@ -171,16 +173,13 @@ fn remove_acl(name: &Bytes, space: Space, gfid: Gfid, object: &Object) -> Result
         _ => Presence::AclDefault,
     };
     if !has(object, bit) {
-        return Ok(Plan::Ready(Planned::nothing(vec![gfid])));
+        return Ok(Planned::nothing(vec![gfid]));
     }
     let step = RemoveXattrStep {
         gfid: Some(gfid),
         name: name.clone(),
     };
-    Ok(Plan::Ready(Planned::disk(
-        Step::Removexattr(step),
-        vec![gfid],
-    )))
+    Ok(Planned::disk(Step::Removexattr(step), vec![gfid]))
 }
 
 fn step(
@@ -190,7 +189,7 @@ fn step(
     value: Bytes,
     new_mode: Option<u32>,
     context: &Context<'_>,
-) -> Result<Plan, PlanError> {
+) -> Result<Planned, PlanError> {
     check_bytes(gfid, object, name, value.len(), context)?;
     context.check_space(METADATA_BYTES, 0)?;
     let step = SetXattrStep {
@@ -200,7 +199,7 @@ fn step(
         new_mode,
     };
     let planned = Planned::disk(Step::Setxattr(step), vec![gfid]).taking(METADATA_BYTES);
-    Ok(Plan::Ready(planned))
+    Ok(planned)
 }
 
 /// ENOSPC when the object's attributes would be above the volume's limit.

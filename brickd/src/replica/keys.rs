@@ -22,11 +22,16 @@
 //! | copy of a range | | source: Use; target: Change |
 //! | fsync | | the object: Sync |
 //! | open, release | | the object: Use; its opens: Change |
+//! | lock, unlock | | its locks: Change |
 //!
 //! So creates in one directory run in parallel (they merge its times by maximum), while a removal
 //! of the directory, or a change of its attributes or ACLs, which creates read, waits for all of
 //! them and holds up later ones. Every move of a directory to another parent takes the one Tree
 //! key, because whether it is valid depends on all ancestors.
+//!
+//! The result that a change leaves in its session's table has no key: a client sends nothing before
+//! its SessionOpen is answered, and every copy has applied that by then; and of one slot the highest
+//! seq counts, whichever is applied last.
 
 mod queue;
 #[cfg(test)]
@@ -175,11 +180,30 @@ impl Keys {
         self.session(session, Mode::Use);
     }
 
-    fn locks(&mut self, session: SessionId, gfid: Option<Gfid>) {
+    fn locks(&mut self, gfid: Option<Gfid>) {
         if let Some(gfid) = gfid {
             self.add(Key::Locks(gfid), Mode::Change);
         }
+    }
+
+    fn session_locks(&mut self, session: SessionId, gfid: Option<Gfid>) {
+        self.locks(gfid);
         self.session(session, Mode::Use);
+    }
+
+    /// Of steps that change nothing but the memory.
+    fn of_memory(&mut self, step: &Step) {
+        match step {
+            Step::SessionOpen(step) => self.session(SessionId(step.session), Mode::Change),
+            Step::SessionEnd(step) => self.session(SessionId(step.session), Mode::Change),
+            Step::Open(step) => self.opens(SessionId(step.session), step.gfid),
+            Step::Release(step) => self.opens(SessionId(step.session), step.gfid),
+            Step::Lock(step) => {
+                let session = step.lock.map_or(0, |lock| lock.session);
+                self.session_locks(SessionId(session), step.gfid);
+            }
+            _ => {}
+        }
     }
 
     fn session(&mut self, session: SessionId, mode: Mode) {
@@ -240,8 +264,8 @@ pub fn keys_of_op(op: &Op, session: SessionId, previous: Option<Gfid>) -> Keys {
             }
         }
         OpKind::Release(op) => keys.opens(session, op.gfid.or(previous)),
-        OpKind::Setlock(op) => keys.locks(session, op.gfid.or(previous)),
-        OpKind::ReleaseOwner(op) => keys.locks(session, op.gfid.or(previous)),
+        OpKind::Setlock(op) => keys.session_locks(session, op.gfid.or(previous)),
+        OpKind::ReleaseOwner(op) => keys.session_locks(session, op.gfid.or(previous)),
         OpKind::Keepalive(_)
         | OpKind::Lookup(_)
         | OpKind::Getattr(_)
@@ -301,12 +325,11 @@ pub fn keys_of(step: &Step, session: SessionId) -> Keys {
                 keys.add(Key::Tree, Mode::Change);
             }
         }
-        Step::Setattr(step) => {
+        Step::Setattr(step) if step.open => {
             keys.object(step.gfid, Mode::Change);
-            if step.open {
-                keys.session(session, Mode::Use);
-            }
+            keys.session(session, Mode::Use);
         }
+        Step::Setattr(step) => keys.object(step.gfid, Mode::Change),
         Step::CopyRange(step) => {
             keys.object(step.from, Mode::Use);
             keys.object(step.to, Mode::Change);
@@ -316,15 +339,15 @@ pub fn keys_of(step: &Step, session: SessionId) -> Keys {
         Step::Setxattr(step) => keys.object(step.gfid, Mode::Change),
         Step::Removexattr(step) => keys.object(step.gfid, Mode::Change),
         Step::Fsync(step) => keys.object(step.gfid, Mode::Sync),
-        Step::Free(step) => keys.object(step.gfid, Mode::Remove),
-        Step::SessionOpen(step) => keys.session(SessionId(step.session), Mode::Change),
-        Step::SessionEnd(step) => keys.session(SessionId(step.session), Mode::Change),
-        Step::Open(step) => keys.opens(SessionId(step.session), step.gfid),
-        Step::Release(step) => keys.opens(SessionId(step.session), step.gfid),
-        Step::Lock(step) => {
-            let session = step.lock.map_or(session, |lock| SessionId(lock.session));
-            keys.locks(session, step.gfid);
+        Step::Free(step) => {
+            keys.object(step.gfid, Mode::Remove);
+            keys.locks(step.gfid);
         }
+        Step::SessionOpen(_)
+        | Step::SessionEnd(_)
+        | Step::Open(_)
+        | Step::Release(_)
+        | Step::Lock(_) => keys.of_memory(step),
         Step::HealObject(step) => {
             keys.object(step.object.and_then(|object| object.gfid), Mode::Change);
         }

@@ -217,13 +217,19 @@ impl Memory {
         self.orphans.contains(&gfid)
     }
 
-    /// Orphans nobody has open: the primary orders a `FreeStep` for each.
+    /// Orphans nobody has open. The primary orders a `FreeStep` for each, once it holds the step's
+    /// keys and [`Memory::may_free`] still says so.
     pub fn freeable(&self) -> Vec<Gfid> {
         self.orphans
             .iter()
             .copied()
             .filter(|gfid| !self.is_open(*gfid))
             .collect()
+    }
+
+    /// Whether the object is an orphan that nobody has open.
+    pub fn may_free(&self, gfid: Gfid) -> bool {
+        self.is_orphan(gfid) && !self.is_open(gfid)
     }
 
     // ------------------------------------------------------------ locks

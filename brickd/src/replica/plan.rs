@@ -239,7 +239,9 @@ impl Planned {
 ///
 /// # Errors
 /// [`PlanError::Refused`] is the operation's answer; nothing is ordered. EINVAL also for an
-/// operation that changes nothing: those go to [`read()`].
+/// operation that changes nothing: those go to [`read()`]. EAGAIN of a `SetLock` that may wait:
+/// give up the keys, note the waiter with [`super::memory::Memory::wait_begin`], and plan anew
+/// when a lock of that object went.
 pub fn plan(op: &Op, context: &Context<'_>) -> Result<Plan, PlanError> {
     let Some(op) = &op.op else {
         return Err(FsError::Invalid.into());

@@ -16,11 +16,9 @@ pub(super) fn copy_range(op: &CopyRange, context: &Context<'_>) -> Result<Planne
     let to = context.named(op.to)?;
     let source = context.file(from)?;
     let target = context.file(to)?;
-    let from_end = op
-        .from_offset
-        .checked_add(op.len)
-        .ok_or(FsError::Overflow)?;
-    let to_end = op.to_offset.checked_add(op.len).ok_or(FsError::Overflow)?;
+    for offset in [op.from_offset, op.to_offset] {
+        offset.checked_add(op.len).ok_or(FsError::Overflow)?;
+    }
     let most = context.file_bytes_max();
     if op.len > 0 && op.to_offset >= most {
         return Err(FsError::FileTooLarge.into());
@@ -29,7 +27,7 @@ pub(super) fn copy_range(op: &CopyRange, context: &Context<'_>) -> Result<Planne
         .len
         .min(most.saturating_sub(op.to_offset))
         .min(source.size.saturating_sub(op.from_offset));
-    if from == to && op.from_offset < to_end && op.to_offset < from_end && len > 0 {
+    if from == to && len > 0 && op.from_offset.abs_diff(op.to_offset) < len {
         return Err(FsError::Invalid.into());
     }
     let len = len.min(COPY_RANGE_BYTES_MAX);

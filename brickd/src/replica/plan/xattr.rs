@@ -6,7 +6,7 @@ use mortar_proto::data::change::Step;
 use mortar_proto::data::{Object, Presence, RemoveXattr, RemoveXattrStep, SetXattr, SetXattrStep};
 
 use super::acl::{self, Acl};
-use super::context::{METADATA_BYTES, S_IFMT, S_ISGID, has, is_dir, is_file, is_symlink};
+use super::context::{METADATA_BYTES, S_ISGID, has, is_dir, is_file, is_symlink};
 use super::{Context, PlanError, Planned};
 
 /// Longest name, in bytes.
@@ -20,7 +20,7 @@ const PRIVATE: &[u8] = b"trusted.mortar";
 
 /// What a name stands for.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Space {
+enum Family {
     User,
     Plain,
     AclAccess,
@@ -29,7 +29,7 @@ enum Space {
 
 pub(super) fn set(op: &SetXattr, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
-    let space = space_of(&op.name)?;
+    let family = family_of(&op.name)?;
     if is_private(&op.name) {
         return Err(FsError::NotPermitted.into());
     }
@@ -38,15 +38,15 @@ pub(super) fn set(op: &SetXattr, context: &Context<'_>) -> Result<Planned, PlanE
     }
     let (create, replace) = flags_of(op.flags)?;
     let object = context.object(gfid)?;
-    let value = match space {
-        Space::AclAccess | Space::AclDefault => match Acl::parse(&op.value)? {
-            Some(acl) => return set_acl(op, space, &acl, gfid, &object, context),
-            None => return remove_acl(&op.name, space, gfid, &object),
+    let value = match family {
+        Family::AclAccess | Family::AclDefault => match Acl::parse(&op.value)? {
+            Some(acl) => return set_acl(op, family, &acl, gfid, &object, context),
+            None => return remove_acl(&op.name, family, gfid, &object),
         },
-        Space::User if !is_file(&object) && !is_dir(&object) => {
+        Family::User if !is_file(&object) && !is_dir(&object) => {
             return Err(FsError::NotPermitted.into());
         }
-        Space::User | Space::Plain => &op.value,
+        Family::User | Family::Plain => &op.value,
     };
     let there = value_of(gfid, &op.name, context)?.is_some();
     if create && there {
@@ -60,14 +60,16 @@ pub(super) fn set(op: &SetXattr, context: &Context<'_>) -> Result<Planned, PlanE
 
 pub(super) fn remove(op: &RemoveXattr, context: &Context<'_>) -> Result<Planned, PlanError> {
     let gfid = context.named(op.gfid)?;
-    let space = space_of(&op.name)?;
+    let family = family_of(&op.name)?;
     let object = context.object(gfid)?;
-    match space {
-        Space::AclAccess | Space::AclDefault => return remove_acl(&op.name, space, gfid, &object),
-        Space::User if !is_file(&object) && !is_dir(&object) => {
+    match family {
+        Family::AclAccess | Family::AclDefault => {
+            return remove_acl(&op.name, family, gfid, &object);
+        }
+        Family::User if !is_file(&object) && !is_dir(&object) => {
             return Err(FsError::NotPermitted.into());
         }
-        Space::User | Space::Plain => {}
+        Family::User | Family::Plain => {}
     }
     if is_private(&op.name) || value_of(gfid, &op.name, context)?.is_none() {
         return Err(FsError::NoAttribute.into());
@@ -84,24 +86,24 @@ pub(super) fn is_private(name: &[u8]) -> bool {
     name == PRIVATE
 }
 
-fn space_of(name: &[u8]) -> Result<Space, PlanError> {
+fn family_of(name: &[u8]) -> Result<Family, PlanError> {
     if name.is_empty() || name.len() > NAME_BYTES_MAX || name.contains(&0) {
         return Err(FsError::Range.into());
     }
     if name == acl::ACCESS {
-        return Ok(Space::AclAccess);
+        return Ok(Family::AclAccess);
     }
     if name == acl::DEFAULT {
-        return Ok(Space::AclDefault);
+        return Ok(Family::AclDefault);
     }
-    for (prefix, space) in [
-        (&b"user."[..], Space::User),
-        (b"trusted.", Space::Plain),
-        (b"security.", Space::Plain),
+    for (prefix, family) in [
+        (&b"user."[..], Family::User),
+        (b"trusted.", Family::Plain),
+        (b"security.", Family::Plain),
     ] {
         match name.strip_prefix(prefix) {
             Some([]) => return Err(FsError::Invalid.into()),
-            Some(_) => return Ok(space),
+            Some(_) => return Ok(family),
             None => {}
         }
     }
@@ -128,7 +130,7 @@ fn value_of(gfid: Gfid, name: &[u8], context: &Context<'_>) -> Result<Option<Byt
 
 fn set_acl(
     op: &SetXattr,
-    space: Space,
+    family: Family,
     acl: &Acl,
     gfid: Gfid,
     object: &Object,
@@ -137,14 +139,14 @@ fn set_acl(
     if is_symlink(object) {
         return Err(FsError::NotSupported.into());
     }
-    if space == Space::AclDefault {
+    if family == Family::AclDefault {
         if !is_dir(object) {
             return Err(FsError::Access.into());
         }
         return step(gfid, object, &op.name, acl.to_bytes().into(), None, context);
     }
     let (mut mode, _) = acl.mode_of(object.mode);
-    if op.kill_sgid && mode & S_IFMT != 0 {
+    if op.kill_sgid {
         mode &= !S_ISGID;
     }
     let new_mode = (mode != object.mode).then_some(mode);
@@ -161,15 +163,15 @@ fn set_acl(
 /// Taking away an ACL that is not there succeeds, and the mode stays as it is.
 fn remove_acl(
     name: &Bytes,
-    space: Space,
+    family: Family,
     gfid: Gfid,
     object: &Object,
 ) -> Result<Planned, PlanError> {
     if is_symlink(object) {
         return Err(FsError::NotSupported.into());
     }
-    let bit = match space {
-        Space::AclAccess => Presence::AclAccess,
+    let bit = match family {
+        Family::AclAccess => Presence::AclAccess,
         _ => Presence::AclDefault,
     };
     if !has(object, bit) {

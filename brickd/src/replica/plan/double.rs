@@ -75,6 +75,13 @@ impl Double {
             .collect()
     }
 
+    /// Every object that is there.
+    pub(super) fn gfids(&self) -> Vec<Gfid> {
+        let mut gfids: Vec<Gfid> = self.nodes().keys().copied().collect();
+        gfids.sort();
+        gfids
+    }
+
     /// The size changes, and all of it is holes.
     pub(super) fn make_sparse(&self, gfid: Gfid, size: u64) {
         self.edit(gfid, |object| (object.size, object.blocks) = (size, 0));
@@ -306,7 +313,27 @@ fn drop_link(
     Ok(())
 }
 
+/// As a disk's rename does: a directory cannot go below itself.
+fn refuse_loop(
+    nodes: &mut HashMap<Gfid, Node>,
+    to: Option<Gfid>,
+    moved: Option<Gfid>,
+) -> Result<(), BrickError> {
+    let mut at = to;
+    while at != Some(Gfid::ROOT) {
+        if at == moved {
+            return Err(no(FsError::Invalid));
+        }
+        at = node(nodes, at)?.parent;
+    }
+    Ok(())
+}
+
 fn rename(nodes: &mut HashMap<Gfid, Node>, step: &RenameStep) -> Result<(), BrickError> {
+    refuse_loop(nodes, step.to_parent, step.gfid)?;
+    if step.how() == RenameMode::RenameExchange {
+        refuse_loop(nodes, step.from_parent, step.replaced)?;
+    }
     leave(nodes, step.from_parent, &step.from_name, step.gfid)?;
     if step.replaced.is_some() {
         leave(nodes, step.to_parent, &step.to_name, step.replaced)?;

@@ -11,14 +11,21 @@ use rand::{RngExt, SeedableRng};
 use super::*;
 use crate::replica::keys::{KeyQueue, keys_of_step};
 
-const NAMES: [&str; 4] = ["a", "b", "c", "d"];
+const NAMES: [&str; 3] = ["a", "b", "c"];
 /// Changes that a backup has received and not applied.
 const WINDOW: usize = 12;
 
-fn random_op(random: &mut StdRng, made: &mut Vec<Gfid>) -> OpKind {
-    let any = |random: &mut StdRng| made.choose(random).copied();
+fn random_op(random: &mut StdRng, set: &Set) -> OpKind {
+    let there = set.store.gfids();
+    let directories: Vec<Gfid> = there
+        .iter()
+        .copied()
+        .filter(|gfid| set.object(*gfid).mode & DIR == DIR)
+        .collect();
+    let any = |random: &mut StdRng| there.choose(random).copied();
+    let directory = |random: &mut StdRng| directories.choose(random).copied();
     let name = |random: &mut StdRng| NAMES[random.random_range(0..NAMES.len())];
-    let parent = any(random);
+    let parent = directory(random);
     let gfid = any(random);
     let at = name(random);
     match random.random_range(0..14) {
@@ -26,7 +33,6 @@ fn random_op(random: &mut StdRng, made: &mut Vec<Gfid>) -> OpKind {
             let mode = [FILE, FILE, DIR, LINK][random.random_range(0..4)] | 0o755;
             let mut op = create_op(parent.unwrap_or(Gfid::ROOT), at, mode);
             op.open = random.random_bool(0.3);
-            made.extend(op.gfid);
             OpKind::Create(op)
         }
         4 => OpKind::Link(Link {
@@ -47,7 +53,7 @@ fn random_op(random: &mut StdRng, made: &mut Vec<Gfid>) -> OpKind {
         7 | 8 => OpKind::Rename(Rename {
             from_parent: parent,
             from_name: at.into(),
-            to_parent: any(random),
+            to_parent: directory(random),
             to_name: name(random).into(),
             how: random.random_range(0..3),
             ..Default::default()
@@ -132,9 +138,8 @@ fn random_change(random: &mut StdRng, gfid: Option<Gfid>, other: Option<Gfid>) -
 fn primary(random: &mut StdRng) -> Set {
     let mut set = Set::new();
     set.limits = Limits::default();
-    let mut made = vec![Gfid::ROOT];
     for _ in 0..300 {
-        let op = random_op(random, &mut made);
+        let op = random_op(random, &set);
         // Most of what is wrong is refused, and what is not refused must apply.
         let _ = set.try_with(op, b"12345678");
         if random.random_bool(0.1) {

@@ -23,8 +23,6 @@ mod lease;
 mod order;
 mod out;
 mod start;
-#[cfg(test)]
-mod testing;
 pub mod types;
 mod wishes;
 
@@ -91,6 +89,8 @@ pub struct Core {
     switch: Option<Switch>,
     /// Its disk failed while others were in sync: the place is to be given away.
     hand_over: bool,
+    /// The operator chose this copy, which is not proposed yet.
+    trusted: bool,
 
     // Backup and syncing copy.
     last_beacon_ms: u64,

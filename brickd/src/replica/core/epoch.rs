@@ -16,12 +16,15 @@ impl Core {
     pub fn view(&mut self, view: RegistryView, now_ms: u64) -> Vec<Command> {
         let mut out = Vec::new();
         self.fresh |= view.linearizable;
+        if self.view.is_none() {
+            self.next_query_ms = now_ms;
+        }
         let theirs = reference(&view.epoch);
         let relation = self.relation_to(theirs, &view.history);
         match relation {
             Relation::Same => self.confirmed(&mut out),
             Relation::Newer => {
-                self.adopt(view.epoch.clone(), view.history.clone(), now_ms, &mut out);
+                self.adopt(view.epoch.clone(), view.history.clone(), &mut out);
             }
             // A peer's applied state may lag; a linearizable read does not.
             Relation::Older => self.unseen |= view.linearizable && self.epoch.number > 0,
@@ -110,13 +113,7 @@ impl Core {
     }
 
     /// Takes an epoch of the registry's as the newest: stores it, then acts in it.
-    pub(super) fn adopt(
-        &mut self,
-        epoch: Epoch,
-        history: Vec<EpochRef>,
-        now_ms: u64,
-        out: &mut Vec<Command>,
-    ) {
+    pub(super) fn adopt(&mut self, epoch: Epoch, history: Vec<EpochRef>, out: &mut Vec<Command>) {
         let newest = self
             .storing
             .as_ref()
@@ -148,7 +145,6 @@ impl Core {
                 unseen: false,
                 lone: Vec::new(),
             },
-            now_ms,
             out,
         );
     }
@@ -175,7 +171,7 @@ impl Core {
             unseen: false,
             lone: Vec::new(),
         };
-        self.store(storing, proposal.sent_ms, out);
+        self.store(storing, out);
     }
 
     fn refused(&mut self, current: Epoch, now_ms: u64, out: &mut Vec<Command>) {
@@ -228,7 +224,7 @@ impl Core {
         self.become_role(Role::Split, out);
     }
 
-    pub(super) fn store(&mut self, storing: Storing, _now_ms: u64, out: &mut Vec<Command>) {
+    pub(super) fn store(&mut self, storing: Storing, out: &mut Vec<Command>) {
         out.push(Command::Store {
             epoch: storing.epoch.clone(),
             history: storing.history.clone(),
@@ -245,6 +241,7 @@ impl Core {
         self.unseen = storing.unseen;
         self.lone = storing.lone;
         self.entered_ms = now_ms;
+        self.next_query_ms = now_ms;
         self.eligible_ms = None;
         if self
             .newer
@@ -334,7 +331,7 @@ impl Core {
         }
     }
 
-    fn begin_recovery(&mut self, old: &Epoch, now_ms: u64, out: &mut Vec<Command>) {
+    pub(super) fn begin_recovery(&mut self, old: &Epoch, now_ms: u64, out: &mut Vec<Command>) {
         self.mark_lost(old, out);
         self.incoming = None;
         self.hand_over = false;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mortar_common::{BrickId, Incarnation};
+use mortar_proto::data::EpochRef;
 use mortar_proto::registry::{Copy, Epoch};
 
 use super::history::{self, Relation, reference};
@@ -59,6 +60,7 @@ impl Core {
             syncing: BTreeMap::new(),
             switch: None,
             hand_over: false,
+            trusted: false,
             last_beacon_ms: now_ms,
             client_heard_ms: None,
             incoming: None,
@@ -92,7 +94,8 @@ impl Core {
                     self.split(&mut out);
                 }
             }
-            Relation::Diverged | Relation::Same | Relation::Older => {}
+            Relation::Diverged => self.go_on_beside(theirs, now_ms, &mut out),
+            Relation::Same | Relation::Older => {}
         }
         self.states.insert(
             brick,
@@ -106,46 +109,59 @@ impl Core {
     }
 
     /// The operator says that this brick's copy is the one to go on with (`volume start V force
-    /// BRICK`).
+    /// BRICK`). On a primary: that what another copy did alone is given up.
     pub fn operator_trusts_me(&mut self, now_ms: u64) -> Vec<Command> {
         let mut out = Vec::new();
-        if self.is_primary() || matches!(self.role, Role::Stopped(_)) {
-            return out;
+        if !matches!(self.role, Role::Stopped(_)) {
+            self.trusted = true;
         }
+        self.settle(now_ms, &mut out);
+        out
+    }
+
+    /// Proposes what the operator said, as soon as nothing else is on its way.
+    pub(super) fn settle_trust(&mut self, now_ms: u64, out: &mut Vec<Command>) {
         let me = Copy {
             brick: self.me.0,
             incarnation: self.incarnation.0,
+        };
+        if let Some(proposal) = &mut self.proposal {
+            let settles = proposal.next.in_sync == [me];
+            proposal.forced |= settles;
+            self.trusted &= !settles;
+            return;
+        }
+        self.trusted = false;
+        let in_sync = if self.is_primary() {
+            self.epoch.in_sync.clone()
+        } else {
+            vec![me]
         };
         let registry = self
             .view
             .as_ref()
             .map(|view| view.epoch.clone())
             .unwrap_or_default();
+        let expect = reference(&registry);
         // Whatever way another copy went is named as an ancestor: so it knows that it is decided.
-        let mut lone: Vec<Epoch> = self.lone.clone();
+        let mut lone = self.lone.clone();
         let others = self.states.values().filter_map(|seen| seen.state.epoch);
-        let named = others
-            .chain(self.newer)
-            .filter(|epoch| epoch.number > 0)
-            .map(|epoch| Epoch {
-                number: epoch.number,
-                id: epoch.id,
-                ..Epoch::default()
-            });
-        lone.extend(named);
+        lone.extend(others.chain(self.newer).map(|epoch| Epoch {
+            number: epoch.number,
+            id: epoch.id,
+            ..Epoch::default()
+        }));
         lone.push(self.epoch.clone());
-        lone.sort_by_key(|epoch| epoch.number);
         lone.retain(|epoch| {
-            epoch.number > 0
-                && reference(epoch) != reference(&registry)
-                && (epoch.number >= registry.number || !self.history.contains(&reference(epoch)))
+            let named = reference(epoch);
+            let known = self.history.contains(&named) && named.number < registry.number;
+            epoch.number > 0 && named != expect && !known
         });
+        lone.sort_by_key(|epoch| (epoch.number, epoch.id));
         lone.dedup_by_key(|epoch| reference(epoch));
         let newest = lone.iter().map(|epoch| epoch.number).max().unwrap_or(0);
-        let next = self.next_epoch(newest.max(registry.number), vec![me], self.me);
+        let next = self.next_epoch(newest.max(registry.number), in_sync, self.me);
         self.newer = None;
-        self.storing = None;
-        let expect = reference(&registry);
         let proposal = Proposal {
             expect,
             next,
@@ -154,9 +170,7 @@ impl Core {
             no_quorum: false,
             forced: true,
         };
-        self.propose(proposal, &mut out);
-        self.settle(now_ms, &mut out);
-        out
+        self.propose(proposal, out);
     }
 
     /// What a copy does that is not in sync and not being healed.
@@ -181,7 +195,7 @@ impl Core {
         if let Some(brick) = unknown.first() {
             self.eligible_ms = None;
             if self.serves_alone_again(now_ms) {
-                return self.go_alone(now_ms, out);
+                return self.go_alone(out);
             }
             if unknown
                 .iter()
@@ -194,7 +208,7 @@ impl Core {
         }
         if !self.fresh {
             if self.serves_alone_again(now_ms) {
-                return self.go_alone(now_ms, out);
+                return self.go_alone(out);
             }
             let reason = "waiting for the registry: both of its voters are needed".to_owned();
             return self.say_waiting(now_ms, reason, out);
@@ -318,10 +332,28 @@ impl Core {
         }
     }
 
+    /// Another copy went its own way, and this one is the registry's: what was thought to be a
+    /// newer epoch is none.
+    fn go_on_beside(&mut self, theirs: EpochRef, now_ms: u64, out: &mut Vec<Command>) {
+        if self.newer != Some(theirs) {
+            return;
+        }
+        self.newer = None;
+        let me = Copy {
+            brick: self.me.0,
+            incarnation: self.incarnation.0,
+        };
+        if self.role == Role::Out && self.epoch.in_sync == [me] {
+            let same = self.epoch.clone();
+            self.begin_recovery(&same, now_ms, out);
+        }
+    }
+
     /// A newer epoch is heard of, which the registry may not know: its maker is waited for.
     pub(super) fn await_newer(&mut self, now_ms: u64, out: &mut Vec<Command>) {
         let Some(newer) = self.newer else { return };
-        if matches!(self.role, Role::Starting | Role::Waiting(_)) {
+        let orphaned = self.role == Role::Backup && self.primary_is_lost(now_ms);
+        if orphaned || matches!(self.role, Role::Starting | Role::Waiting(_)) {
             let holder = self
                 .states
                 .iter()

@@ -52,8 +52,11 @@ impl Core {
             return;
         }
         if self.may_go_alone(now_ms) {
-            self.go_alone(now_ms, out);
+            self.go_alone(out);
             return;
+        }
+        if self.trusted {
+            self.settle_trust(now_ms, out);
         }
         self.repeat_proposal(now_ms, out);
         if self.newer.is_some() {
@@ -135,7 +138,7 @@ impl Core {
             if self.may_go_alone(now_ms) {
                 // Proof of the other host's death: its vote is gone, nobody can answer.
                 out.pop();
-                self.go_alone(now_ms, out);
+                self.go_alone(out);
             }
         } else {
             self.flush(now_ms, out);
@@ -163,12 +166,12 @@ impl Core {
         self.propose_members(in_sync, self.me, now_ms, out);
         if self.may_go_alone(now_ms) {
             out.pop();
-            self.go_alone(now_ms, out);
+            self.go_alone(out);
         }
     }
 
     /// Whether this backup may ask for the primary's place.
-    fn primary_is_lost(&self, now_ms: u64) -> bool {
+    pub(super) fn primary_is_lost(&self, now_ms: u64) -> bool {
         let primary = BrickId(self.epoch.primary);
         let Some(life) = history::listed(&self.epoch, primary) else {
             return true;
@@ -357,7 +360,7 @@ impl Core {
     }
 
     /// Makes an epoch with this copy alone, stores the alone mark, and acts in it.
-    pub(super) fn go_alone(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+    pub(super) fn go_alone(&mut self, out: &mut Vec<Command>) {
         let me = Copy {
             brick: self.me.0,
             incarnation: self.incarnation.0,
@@ -395,7 +398,6 @@ impl Core {
                 unseen: true,
                 lone,
             },
-            now_ms,
             out,
         );
     }

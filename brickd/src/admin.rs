@@ -133,7 +133,12 @@ impl AdminService {
         local: Arc<dyn LocalBricks>,
     ) -> Self {
         let local_calls = Arc::new(Semaphore::new(LOCAL_CALLS_MAX));
-        AdminService { registry, peers, local, local_calls }
+        AdminService {
+            registry,
+            peers,
+            local,
+            local_calls,
+        }
     }
 
     /// The tonic service, for the socket and for the port.
@@ -180,4 +185,3 @@ pub(crate) fn is_called(peer: &Peer, host: &str) -> bool {
     let same = |name: &str| name.eq_ignore_ascii_case(host);
     same(&peer.host) || peer.other_names.iter().any(|name| same(name))
 }
-

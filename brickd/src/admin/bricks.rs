@@ -33,15 +33,23 @@ impl FromStr for BrickSpec {
     fn from_str(text: &str) -> Result<Self, Refusal> {
         let wrong = || {
             let shown = text.escape_debug();
-            Refusal(format!("Wrong brick type: {shown}, use <HOSTNAME>:<export-dir-abs-path>"))
+            Refusal(format!(
+                "Wrong brick type: {shown}, use <HOSTNAME>:<export-dir-abs-path>"
+            ))
         };
         let (host, path) = text.split_once(":/").ok_or_else(wrong)?;
         let of_host = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':');
-        let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
+        let bare = host
+            .strip_prefix('[')
+            .and_then(|host| host.strip_suffix(']'))
+            .unwrap_or(host);
         if bare.is_empty() || bare.starts_with('-') || !bare.chars().all(of_host) {
             return Err(wrong());
         }
-        Ok(BrickSpec { host: bare.to_owned(), path: plain_path(path, text)? })
+        Ok(BrickSpec {
+            host: bare.to_owned(),
+            path: plain_path(path, text)?,
+        })
     }
 }
 
@@ -65,9 +73,14 @@ pub fn check_request(
         )));
     }
     if bricks.is_empty() {
-        return Err(Refusal::new("no bricks given: name each as HOST:/ABSOLUTE/PATH"));
+        return Err(Refusal::new(
+            "no bricks given: name each as HOST:/ABSOLUTE/PATH",
+        ));
     }
-    let specs = bricks.iter().map(|text| text.parse()).collect::<Result<Vec<BrickSpec>, _>>()?;
+    let specs = bricks
+        .iter()
+        .map(|text| text.parse())
+        .collect::<Result<Vec<BrickSpec>, _>>()?;
     for (at, spec) in specs.iter().enumerate() {
         if specs[..at].contains(spec) {
             return Err(Refusal(format!("Found duplicate exports {spec}")));
@@ -101,10 +114,15 @@ pub(super) fn check_places(view: &View, bricks: &[(Peer, BrickSpec)]) -> Result<
                 return Err(Refusal(format!("Found duplicate exports {spec}")));
             }
             if other_peer.id == peer.id && nested(&spec.path, &other.path) {
-                return Err(Refusal(format!("brick {spec} and brick {other} lie in one another")));
+                return Err(Refusal(format!(
+                    "brick {spec} and brick {other} lie in one another"
+                )));
             }
         }
-        for (volume, brick) in view.volumes.values().flat_map(|v| v.bricks.iter().map(move |b| (v, b)))
+        for (volume, brick) in view
+            .volumes
+            .values()
+            .flat_map(|v| v.bricks.iter().map(move |b| (v, b)))
         {
             if brick.peer != peer.id {
                 continue;
@@ -129,7 +147,9 @@ pub(super) fn check_places(view: &View, bricks: &[(Peer, BrickSpec)]) -> Result<
 
 fn nested(one: &str, other: &str) -> bool {
     let inside = |inner: &str, outer: &str| {
-        inner.strip_prefix(outer).is_some_and(|rest| rest.starts_with('/'))
+        inner
+            .strip_prefix(outer)
+            .is_some_and(|rest| rest.starts_with('/'))
     };
     inside(one, other) || inside(other, one)
 }
@@ -140,16 +160,22 @@ fn plain_path(rest: &str, whole: &str) -> Result<String, Refusal> {
     let mut path = String::new();
     for part in rest.split('/').filter(|part| !part.is_empty()) {
         if matches!(part, "." | "..") {
-            return Err(Refusal(format!("the brick path in {shown} may not hold '.' or '..'")));
+            return Err(Refusal(format!(
+                "the brick path in {shown} may not hold '.' or '..'"
+            )));
         }
         if part.chars().any(char::is_control) {
-            return Err(Refusal(format!("the brick path in {shown} holds a control character")));
+            return Err(Refusal(format!(
+                "the brick path in {shown} holds a control character"
+            )));
         }
         path.push('/');
         path.push_str(part);
     }
     if path.is_empty() {
-        return Err(Refusal(format!("{shown}: the root directory cannot be a brick")));
+        return Err(Refusal(format!(
+            "{shown}: the root directory cannot be a brick"
+        )));
     }
     if path.len() > BRICK_PATH_BYTES_MAX {
         return Err(Refusal(format!(
@@ -174,15 +200,46 @@ mod tests {
         let spec: BrickSpec = "gfs01://data//b1/".parse().unwrap();
         assert_eq!(spec.to_string(), "gfs01:/data/b1");
         assert_eq!("[fd00::1]:/b".parse::<BrickSpec>().unwrap().host, "fd00::1");
-        for bad in ["gfs01:data", "/data", "gfs01", ":/data", "-x:/data", "a b:/data", ""] {
+        for bad in [
+            "gfs01:data",
+            "/data",
+            "gfs01",
+            ":/data",
+            "-x:/data",
+            "a b:/data",
+            "",
+        ] {
             let said = bad.parse::<BrickSpec>().unwrap_err().0;
             assert!(said.starts_with("Wrong brick type: "), "{bad}: {said}");
         }
-        assert!("h:/a/../b".parse::<BrickSpec>().unwrap_err().0.contains("'..'"));
-        assert!("h:/a\nb".parse::<BrickSpec>().unwrap_err().0.contains("control character"));
-        assert!("h:/".parse::<BrickSpec>().unwrap_err().0.contains("root directory"));
+        assert!(
+            "h:/a/../b"
+                .parse::<BrickSpec>()
+                .unwrap_err()
+                .0
+                .contains("'..'")
+        );
+        assert!(
+            "h:/a\nb"
+                .parse::<BrickSpec>()
+                .unwrap_err()
+                .0
+                .contains("control character")
+        );
+        assert!(
+            "h:/"
+                .parse::<BrickSpec>()
+                .unwrap_err()
+                .0
+                .contains("root directory")
+        );
         let long = format!("h:/{}", "x".repeat(2000));
-        assert!(long.parse::<BrickSpec>().unwrap_err().0.contains("2001 bytes"));
+        assert!(
+            long.parse::<BrickSpec>()
+                .unwrap_err()
+                .0
+                .contains("2001 bytes")
+        );
     }
 
     #[test]

@@ -20,7 +20,10 @@ impl AdminService {
         match self.heal_or_refuse(request).await {
             Ok(reply) => reply,
             Err(refusal) => VolumeHealReply {
-                done: Some(Done { failed: true, message: refusal.0 }),
+                done: Some(Done {
+                    failed: true,
+                    message: refusal.0,
+                }),
                 bricks: Vec::new(),
             },
         }
@@ -43,8 +46,19 @@ impl AdminService {
             _ => return self.ask_bricks(&volume, action, request).await,
         };
         let options = HashMap::from([(SELF_HEAL_KEY.to_owned(), value.to_owned())]);
-        let message = self.set_options(VolumeSetRequest { volume: name.clone(), options }).await?;
-        Ok(VolumeHealReply { done: Some(Done { failed: false, message }), bricks: Vec::new() })
+        let message = self
+            .set_options(VolumeSetRequest {
+                volume: name.clone(),
+                options,
+            })
+            .await?;
+        Ok(VolumeHealReply {
+            done: Some(Done {
+                failed: false,
+                message,
+            }),
+            bricks: Vec::new(),
+        })
     }
 
     async fn ask_bricks(
@@ -65,13 +79,23 @@ impl AdminService {
         }
         let view = self.registry.view();
         let request = &request;
-        let asks = holders(&view, name).into_iter().map(|peer| async move {
-            (peer, self.heal_at(peer, request.clone()).await)
-        });
+        let asks = holders(&view, name)
+            .into_iter()
+            .map(|peer| async move { (peer, self.heal_at(peer, request.clone()).await) });
         let answers = join_all(asks).await;
-        let done = Done { failed: false, message: launched(launches, &answers)? };
-        let bricks = if launches { Vec::new() } else { merged(&view, volume, answers) };
-        Ok(VolumeHealReply { done: Some(done), bricks })
+        let done = Done {
+            failed: false,
+            message: launched(launches, &answers)?,
+        };
+        let bricks = if launches {
+            Vec::new()
+        } else {
+            merged(&view, volume, answers)
+        };
+        Ok(VolumeHealReply {
+            done: Some(done),
+            bricks,
+        })
     }
 }
 
@@ -86,13 +110,19 @@ fn launched(launches: bool, answers: &Answers<'_>) -> Result<String, Refusal> {
         .iter()
         .filter_map(|(_, answer)| match answer {
             Err(refusal) => Some(format!("{refusal}: it heals when it is back")),
-            Ok(reply) => {
-                reply.done.as_ref().filter(|done| done.failed).map(|done| done.message.clone())
-            }
+            Ok(reply) => reply
+                .done
+                .as_ref()
+                .filter(|done| done.failed)
+                .map(|done| done.message.clone()),
         })
         .collect();
     let words = refusals.join("; ");
-    if refusals.len() == answers.len() { Err(Refusal(words)) } else { Ok(words) }
+    if refusals.len() == answers.len() {
+        Err(Refusal(words))
+    } else {
+        Ok(words)
+    }
 }
 
 /// One report a brick, in the order of the volume; those that nobody speaks for included.
@@ -104,7 +134,10 @@ fn merged(view: &View, volume: &Volume, answers: Answers<'_>) -> Vec<BrickHeal> 
         }
     }
     let of_brick = |brick: &mortar_proto::registry::Brick| {
-        let host = view.peers.get(&brick.peer).map_or("?", |peer| peer.host.as_str());
+        let host = view
+            .peers
+            .get(&brick.peer)
+            .map_or("?", |peer| peer.host.as_str());
         let report = reports.remove(&(brick.peer, brick.path.clone()));
         let mut report = report.unwrap_or_else(|| BrickHeal {
             path: brick.path.clone(),

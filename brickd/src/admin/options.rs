@@ -146,7 +146,11 @@ impl Options {
             ping_timeout_ms: value(&PING_TIMEOUT) * 1000,
             stall_timeout_ms: value(&STALL_TIMEOUT) * 1000,
             reserve_percent: value(&RESERVE),
-            self_heal: if value(&SELF_HEAL) == 1 { SelfHeal::On } else { SelfHeal::Off },
+            self_heal: if value(&SELF_HEAL) == 1 {
+                SelfHeal::On
+            } else {
+                SelfHeal::Off
+            },
             io_timeout_ms: (io_timeout_secs > 0).then_some(io_timeout_secs * 1000),
             inode_limit: value(&INODE_LIMIT),
             readdir_memory_bytes: value(&READDIR_MEMORY),
@@ -156,8 +160,12 @@ impl Options {
 
 /// The value of one option of a volume, in the unit of its kind (a switch is 1 or 0).
 pub fn value(volume: &Volume, spec: &Spec) -> u64 {
-    let set = volume.options.get(spec.key).and_then(|text| spec.parse(text).ok());
-    set.or_else(|| spec.parse(spec.default).ok()).unwrap_or(spec.min)
+    let set = volume
+        .options
+        .get(spec.key)
+        .and_then(|text| spec.parse(text).ok());
+    set.or_else(|| spec.parse(spec.default).ok())
+        .unwrap_or(spec.min)
 }
 
 /// The option called `key`: by its full name, or by the part after the dot if only one has it.
@@ -176,7 +184,10 @@ pub fn find(key: &str) -> Result<&'static Spec, Refusal> {
         || "See 'mortar volume set help'.".to_owned(),
         |near| format!("Did you mean {near}?"),
     );
-    Err(Refusal(format!("option : {} does not exist. {guess}", key.escape_debug())))
+    Err(Refusal(format!(
+        "option : {} does not exist. {guess}",
+        key.escape_debug()
+    )))
 }
 
 impl Spec {
@@ -232,7 +243,9 @@ impl Spec {
     }
 
     fn short(&self) -> &'static str {
-        self.key.split_once('.').map_or(self.key, |(_, short)| short)
+        self.key
+            .split_once('.')
+            .map_or(self.key, |(_, short)| short)
     }
 }
 
@@ -259,7 +272,10 @@ fn number(text: &str, units: &[(&str, u64)]) -> Option<u64> {
     let factor = if unit.is_empty() {
         1
     } else {
-        units.iter().find(|(name, _)| name.eq_ignore_ascii_case(unit))?.1
+        units
+            .iter()
+            .find(|(name, _)| name.eq_ignore_ascii_case(unit))?
+            .1
     };
     digits.parse::<u64>().ok()?.checked_mul(factor)
 }
@@ -351,21 +367,61 @@ mod tests {
 
     #[test]
     fn values_out_of_range_are_refused_with_the_range() {
-        for bad in ["0", "61", "-1", "5.5", "", "five", "99999999999999999999", "5h", "1 2"] {
+        for bad in [
+            "0",
+            "61",
+            "-1",
+            "5.5",
+            "",
+            "five",
+            "99999999999999999999",
+            "5h",
+            "1 2",
+        ] {
             let said = PING_TIMEOUT.parse(bad).unwrap_err().0;
             assert!(said.contains("1 to 60 seconds"), "{bad}: {said}");
         }
-        assert!(READDIR_MEMORY.parse("1K").unwrap_err().0.contains("1MiB to 16GiB bytes"));
-        assert!(SELF_HEAL.parse("maybe").unwrap_err().0.contains("on or off"));
+        assert!(
+            READDIR_MEMORY
+                .parse("1K")
+                .unwrap_err()
+                .0
+                .contains("1MiB to 16GiB bytes")
+        );
+        assert!(
+            SELF_HEAL
+                .parse("maybe")
+                .unwrap_err()
+                .0
+                .contains("on or off")
+        );
     }
 
     #[test]
     fn names_are_found_and_guessed() {
         assert_eq!(find("ping-timeout").unwrap().key, "network.ping-timeout");
         let said = find("network.pingtimeout").unwrap_err().0;
-        assert!(said.ends_with("Did you mean network.ping-timeout?"), "{said}");
-        assert!(find("self-heal-deamon").unwrap_err().0.contains("cluster.self-heal-daemon?"));
-        assert!(find("performance.cache-size").unwrap_err().0.contains("set help"));
-        assert!(find(&"x".repeat(10_000)).unwrap_err().0.contains("set help"));
+        assert!(
+            said.ends_with("Did you mean network.ping-timeout?"),
+            "{said}"
+        );
+        assert!(
+            find("self-heal-deamon")
+                .unwrap_err()
+                .0
+                .contains("cluster.self-heal-daemon?")
+        );
+        assert!(
+            find("performance.cache-size")
+                .unwrap_err()
+                .0
+                .contains("set help")
+        );
+        assert!(
+            find(&"x".repeat(10_000))
+                .unwrap_err()
+                .0
+                .contains("set help")
+        );
     }
 }

@@ -20,10 +20,8 @@ impl AdminService {
             Some(peer) => return Ok(in_list(host, peer.port)),
             None => {}
         }
-        let invited = tokio::time::timeout(
-            REGISTRY_ANSWER_MAX,
-            self.registry.invite(host.to_owned()),
-        );
+        let invited =
+            tokio::time::timeout(REGISTRY_ANSWER_MAX, self.registry.invite(host.to_owned()));
         match invited.await {
             Err(_) => Err(Refusal(format!(
                 "{host} was asked, but joining did not end in {} s: look at 'mortar peer status'",
@@ -62,7 +60,9 @@ impl AdminService {
                  status'; 'force' detaches it all the same"
             )));
         }
-        let removed = self.registry.remove(mortar_common::PeerId(peer.id), request.force);
+        let removed = self
+            .registry
+            .remove(mortar_common::PeerId(peer.id), request.force);
         match tokio::time::timeout(REGISTRY_ANSWER_MAX, removed).await {
             Ok(done) => done.map(|()| String::new()),
             Err(_) => Err(Refusal(format!(
@@ -89,7 +89,10 @@ impl AdminService {
 }
 
 fn host_of(state: &PeerState) -> &str {
-    state.peer.as_ref().map_or("", |peer: &Peer| peer.host.as_str())
+    state
+        .peer
+        .as_ref()
+        .map_or("", |peer: &Peer| peer.host.as_str())
 }
 
 fn in_list(host: &str, port: u32) -> String {
@@ -100,7 +103,10 @@ fn check_host(host: &str) -> Result<(), Refusal> {
     let of_host =
         |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_' | ':' | '[' | ']');
     if host.is_empty() || host.len() > 262 || host.starts_with('-') || !host.chars().all(of_host) {
-        return Err(Refusal(format!("'{}' is not a host's name", host.escape_debug())));
+        return Err(Refusal(format!(
+            "'{}' is not a host's name",
+            host.escape_debug()
+        )));
     }
     Ok(())
 }

@@ -58,24 +58,37 @@ impl Peers for DirectPeers {
 
 /// `HOST:PORT`, with brackets around an IPv6 address.
 pub fn address(host: &str, port: u32) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    if host.contains(':') {
+        format!("[{host}]:{port}")
+    } else {
+        format!("{host}:{port}")
+    }
 }
 
 impl AdminService {
     /// The states of a volume's bricks (empty = all), by brick id, from every peer that answers.
     pub(super) async fn brick_states(&self, view: &View, volume: &str) -> HashMap<u64, BrickState> {
-        let ask = holders(view, volume).into_iter().map(|peer| async move {
-            self.states_of(peer, volume).await.unwrap_or_default()
-        });
-        join_all(ask).await.into_iter().flatten().map(|state| (state.id, state)).collect()
+        let ask = holders(view, volume)
+            .into_iter()
+            .map(|peer| async move { self.states_of(peer, volume).await.unwrap_or_default() });
+        join_all(ask)
+            .await
+            .into_iter()
+            .flatten()
+            .map(|state| (state.id, state))
+            .collect()
     }
 
     async fn states_of(&self, peer: &Peer, volume: &str) -> Result<Vec<BrickState>, Refusal> {
         if self.is_local(peer) {
             let volume = volume.to_owned();
-            return self.ask_local(peer, move |local| local.states(&volume)).await;
+            return self
+                .ask_local(peer, move |local| local.states(&volume))
+                .await;
         }
-        let request = VolumeName { volume: volume.to_owned() };
+        let request = VolumeName {
+            volume: volume.to_owned(),
+        };
         let mut client = self.pool_client(peer)?;
         let reply = bounded(peer, client.local_bricks(request)).await?;
         Ok(reply.bricks)
@@ -88,12 +101,17 @@ impl AdminService {
         request: PrepareBrickRequest,
     ) -> Result<PrepareBrickReply, Refusal> {
         let reply = if self.is_local(peer) {
-            self.ask_local(peer, move |local| local.prepare(&request)).await?
+            self.ask_local(peer, move |local| local.prepare(&request))
+                .await?
         } else {
             let mut client = self.pool_client(peer)?;
             bounded(peer, client.prepare_brick(request)).await?
         };
-        if reply.refusal.is_empty() { Ok(reply) } else { Err(Refusal(reply.refusal)) }
+        if reply.refusal.is_empty() {
+            Ok(reply)
+        } else {
+            Err(Refusal(reply.refusal))
+        }
     }
 
     /// Asks one peer to heal, or to report on its bricks' heal.
@@ -103,7 +121,9 @@ impl AdminService {
         request: VolumeHealRequest,
     ) -> Result<VolumeHealReply, Refusal> {
         if self.is_local(peer) {
-            return self.ask_local(peer, move |local| local.heal(&request)).await;
+            return self
+                .ask_local(peer, move |local| local.heal(&request))
+                .await;
         }
         let mut client = self.pool_client(peer)?;
         bounded(peer, client.local_heal(request)).await
@@ -114,8 +134,12 @@ impl AdminService {
         if self.is_local(peer) {
             return true;
         }
-        let Ok(mut client) = self.pool_client(peer) else { return false };
-        bounded(peer, client.identify(Empty {})).await.is_ok_and(|who| who.peer == peer.id)
+        let Ok(mut client) = self.pool_client(peer) else {
+            return false;
+        };
+        bounded(peer, client.identify(Empty {}))
+            .await
+            .is_ok_and(|who| who.peer == peer.id)
     }
 
     pub(super) fn is_local(&self, peer: &Peer) -> bool {
@@ -146,7 +170,10 @@ impl AdminService {
         };
         match tokio::time::timeout(PEER_ANSWER_MAX, answer).await {
             Ok(Some(answer)) => Ok(answer),
-            Ok(None) => Err(Refusal(format!("the bricks of {} could not be asked", peer.host))),
+            Ok(None) => Err(Refusal(format!(
+                "the bricks of {} could not be asked",
+                peer.host
+            ))),
             Err(_) => Err(Refusal(format!("the disks of {} do not answer", peer.host))),
         }
     }
@@ -186,7 +213,11 @@ async fn bounded<T>(
             tonic::Code::Unavailable | tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => {
                 Err(Refusal(no_answer(&peer.host)))
             }
-            _ => Err(Refusal(format!("{} refuses: {}", peer.host, status.message()))),
+            _ => Err(Refusal(format!(
+                "{} refuses: {}",
+                peer.host,
+                status.message()
+            ))),
         },
     }
 }

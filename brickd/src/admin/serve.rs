@@ -48,18 +48,20 @@ pub async fn serve_socket(
     service: AdminService,
     shutdown: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), ServeError> {
-    let failed = |source| ServeError::System { path: path.to_owned(), source };
+    let failed = |source| ServeError::System {
+        path: path.to_owned(),
+        source,
+    };
     remove_stale(path)?;
     let listener = UnixListener::from_std(listen(path).map_err(failed)?).map_err(failed)?;
     tracing::info!(socket = %path.display(), "admin socket open");
     let (told, mut tell) = tokio::sync::watch::channel(());
-    let serving = Server::builder().add_service(service.server()).serve_with_incoming_shutdown(
-        UnixListenerStream::new(listener),
-        async move {
+    let serving = Server::builder()
+        .add_service(service.server())
+        .serve_with_incoming_shutdown(UnixListenerStream::new(listener), async move {
             shutdown.await;
             drop(told);
-        },
-    );
+        });
     let too_long = async {
         // Ends when the sender is dropped, which is the sign to stop.
         while tell.changed().await.is_ok() {}
@@ -77,7 +79,10 @@ pub async fn serve_socket(
 
 /// A socket file that nobody answers on is what a killed brickd left.
 fn remove_stale(path: &Path) -> Result<(), ServeError> {
-    let failed = |source| ServeError::System { path: path.to_owned(), source };
+    let failed = |source| ServeError::System {
+        path: path.to_owned(),
+        source,
+    };
     match std::fs::symlink_metadata(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed(error)),

@@ -25,24 +25,35 @@ impl AdminService {
         let states = self.brick_states(&view, "").await;
         let mut volumes: Vec<&Volume> = view.volumes.values().collect();
         volumes.sort_by(|one, other| one.name.cmp(&other.name));
-        let others = volumes.into_iter().map(|volume| of_volume(&view, volume, &states)).collect();
-        VolumeStatusReply { others, ..Default::default() }
+        let others = volumes
+            .into_iter()
+            .map(|volume| of_volume(&view, volume, &states))
+            .collect();
+        VolumeStatusReply {
+            others,
+            ..Default::default()
+        }
     }
 }
 
-fn of_volume(
-    view: &View,
-    volume: &Volume,
-    states: &HashMap<u64, BrickState>,
-) -> VolumeStatusReply {
+fn of_volume(view: &View, volume: &Volume, states: &HashMap<u64, BrickState>) -> VolumeStatusReply {
     let problem = match volume.status() {
         VolumeStatus::VolumeStarted => None,
         VolumeStatus::VolumeCreated | VolumeStatus::VolumeStopped => {
             refused(format!("Volume {} is not started", volume.name))
         }
     };
-    let bricks = volume.bricks.iter().map(|brick| of_brick(view, volume, brick, states)).collect();
-    VolumeStatusReply { volume: Some(volume.clone()), bricks, problem, others: Vec::new() }
+    let bricks = volume
+        .bricks
+        .iter()
+        .map(|brick| of_brick(view, volume, brick, states))
+        .collect();
+    VolumeStatusReply {
+        volume: Some(volume.clone()),
+        bricks,
+        problem,
+        others: Vec::new(),
+    }
 }
 
 fn of_brick(
@@ -51,12 +62,20 @@ fn of_brick(
     brick: &Brick,
     states: &HashMap<u64, BrickState>,
 ) -> BrickState {
-    let host = view.peers.get(&brick.peer).map_or("?", |peer| peer.host.as_str()).to_owned();
+    let host = view
+        .peers
+        .get(&brick.peer)
+        .map_or("?", |peer| peer.host.as_str())
+        .to_owned();
     let stopped = brick.status() == BrickStatus::BrickDown;
     let stopped_detail = || "stopped with 'mortar brick stop'".to_owned();
     match states.get(&brick.id) {
         Some(state) => {
-            let mut state = BrickState { host, path: brick.path.clone(), ..state.clone() };
+            let mut state = BrickState {
+                host,
+                path: brick.path.clone(),
+                ..state.clone()
+            };
             if stopped && !state.online && state.detail.is_empty() {
                 state.detail = stopped_detail();
             }
@@ -80,5 +99,8 @@ fn of_brick(
 }
 
 fn refused(message: String) -> Option<Done> {
-    Some(Done { failed: true, message })
+    Some(Done {
+        failed: true,
+        message,
+    })
 }

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use futures::future::join_all;
+use mortar_common::ids::random_id;
 use mortar_common::name::volume_name_refusal;
 use mortar_common::placement::SLOTS;
-use mortar_common::ids::random_id;
 use mortar_common::{BrickId, VolumeId};
 use mortar_proto::control::{
     PrepareBrickRequest, PrepareStep, VolumeCreateRequest, VolumeResetRequest, VolumeSetRequest,
@@ -60,9 +60,18 @@ impl AdminService {
         }
         let planned: Vec<Planned> = placed
             .into_iter()
-            .map(|(peer, spec)| Planned { peer, spec, id: BrickId::random() })
+            .map(|(peer, spec)| Planned {
+                peer,
+                spec,
+                id: BrickId::random(),
+            })
             .collect();
-        let making = Making { name, id: VolumeId::random(), force: request.force, planned };
+        let making = Making {
+            name,
+            id: VolumeId::random(),
+            force: request.force,
+            planned,
+        };
         self.make_volume(making, replica).await
     }
 
@@ -73,7 +82,12 @@ impl AdminService {
             Err(refusal) => return Err(self.undo(&making, refusal).await),
         };
         let volume = making.volume(replica, limits);
-        match self.propose(What::CreateVolume(CreateVolume { volume: Some(volume) })).await {
+        match self
+            .propose(What::CreateVolume(CreateVolume {
+                volume: Some(volume),
+            }))
+            .await
+        {
             Ok(()) => {
                 tracing::info!(volume = making.name, "volume created");
                 Ok("please start the volume to access data".to_owned())
@@ -93,7 +107,9 @@ impl AdminService {
                     false => format!("{}: {refusal}", planned.spec),
                 })
             };
-            self.prepare(&planned.peer, making.request(planned, step)).await.map_err(named)
+            self.prepare(&planned.peer, making.request(planned, step))
+                .await
+                .map_err(named)
         });
         let mut limits = Limits::default();
         for reply in join_all(asks).await {
@@ -108,7 +124,11 @@ impl AdminService {
     /// Takes back what was made, and adds to the refusal what could not be taken back.
     async fn undo(&self, making: &Making, refusal: Refusal) -> Refusal {
         let left = self.give_back(making).await;
-        if left.is_empty() { refusal } else { Refusal(format!("{refusal}; {left}")) }
+        if left.is_empty() {
+            refusal
+        } else {
+            Refusal(format!("{refusal}; {left}"))
+        }
     }
 
     /// Frees the folders; the sentence names those that could not be freed, empty = none.
@@ -116,7 +136,9 @@ impl AdminService {
         let asks = making.planned.iter().map(|planned| async move {
             let request = making.request(planned, PrepareStep::PrepareUndo);
             let undone = self.prepare(&planned.peer, request).await;
-            undone.err().map(|why| format!("{} could not be given back: {why}", planned.spec))
+            undone
+                .err()
+                .map(|why| format!("{} could not be given back: {why}", planned.spec))
         });
         let left: Vec<String> = join_all(asks).await.into_iter().flatten().collect();
         left.join("; ")
@@ -133,15 +155,22 @@ impl AdminService {
             text => Some(self.brick_of(&volume, text)?),
         };
         if trusted.is_some() && !request.force {
-            return Err(Refusal::new("to trust one brick over the others takes 'force'"));
+            return Err(Refusal::new(
+                "to trust one brick over the others takes 'force'",
+            ));
         }
         let started = volume.status() == VolumeStatus::VolumeStarted;
         if started && !request.force {
             return Err(Refusal(format!("Volume {name} already started")));
         }
-        for brick in volume.bricks.iter().filter(|b| b.status() == BrickStatus::BrickDown) {
+        for brick in volume
+            .bricks
+            .iter()
+            .filter(|b| b.status() == BrickStatus::BrickDown)
+        {
             if request.force {
-                self.set_brick(&name, brick.id, BrickStatus::BrickUp).await?;
+                self.set_brick(&name, brick.id, BrickStatus::BrickUp)
+                    .await?;
             }
         }
         if !started {
@@ -158,7 +187,9 @@ impl AdminService {
     pub(super) async fn stop_volume(&self, name: &str) -> Result<String, Refusal> {
         let volume = self.volume(name)?;
         if volume.status() != VolumeStatus::VolumeStarted {
-            return Err(Refusal(format!("Volume {name} is not in the started state")));
+            return Err(Refusal(format!(
+                "Volume {name} is not in the started state"
+            )));
         }
         self.set_status(name, VolumeStatus::VolumeStopped).await?;
         Ok(String::new())
@@ -172,14 +203,19 @@ impl AdminService {
             )));
         }
         let making = Making::of(&self.registry.view(), &volume)?;
-        self.propose(What::DeleteVolume(DeleteVolume { volume: name.to_owned() })).await?;
+        self.propose(What::DeleteVolume(DeleteVolume {
+            volume: name.to_owned(),
+        }))
+        .await?;
         tracing::info!(volume = name, "volume deleted");
         Ok(self.give_back(&making).await)
     }
 
     pub(super) async fn set_options(&self, request: VolumeSetRequest) -> Result<String, Refusal> {
         if request.volume == "all" {
-            return Err(Refusal::new("there are no options for all volumes: name one"));
+            return Err(Refusal::new(
+                "there are no options for all volumes: name one",
+            ));
         }
         self.volume(&request.volume)?;
         if request.options.is_empty() {
@@ -189,12 +225,18 @@ impl AdminService {
         for (key, text) in request.options {
             let spec = options::find(&key)?;
             spec.parse(&text)?;
-            if set.insert(spec.key.to_owned(), text.trim().to_owned()).is_some() {
+            if set
+                .insert(spec.key.to_owned(), text.trim().to_owned())
+                .is_some()
+            {
                 return Err(Refusal(format!("{} is given twice", spec.key)));
             }
         }
         tracing::info!(volume = request.volume, options = ?set, "options set");
-        let command = SetOptions { volume: request.volume, options: set };
+        let command = SetOptions {
+            volume: request.volume,
+            options: set,
+        };
         self.propose(What::SetOptions(command)).await?;
         Ok(String::new())
     }
@@ -204,10 +246,17 @@ impl AdminService {
         request: VolumeResetRequest,
     ) -> Result<String, Refusal> {
         self.volume(&request.volume)?;
-        let found = request.keys.iter().filter(|key| *key != "all").map(|key| options::find(key));
+        let found = request
+            .keys
+            .iter()
+            .filter(|key| *key != "all")
+            .map(|key| options::find(key));
         let keys = found.map(|spec| spec.map(|spec| spec.key.to_owned()));
         let keys = keys.collect::<Result<Vec<String>, Refusal>>()?;
-        let command = ResetOptions { volume: request.volume, keys };
+        let command = ResetOptions {
+            volume: request.volume,
+            keys,
+        };
         self.propose(What::ResetOptions(command)).await?;
         Ok("reset volume successful".to_owned())
     }
@@ -221,26 +270,44 @@ impl AdminService {
         let spec: BrickSpec = text.parse()?;
         let view = self.registry.view();
         for volume in view.volumes.values() {
-            let Some(brick) = find_brick(&view, volume, &spec) else { continue };
+            let Some(brick) = find_brick(&view, volume, &spec) else {
+                continue;
+            };
             if brick.status() == status {
-                let is = if status == BrickStatus::BrickUp { "not stopped" } else { "stopped" };
-                return Err(Refusal(format!("{spec} of volume {} is {is} already", volume.name)));
+                let is = if status == BrickStatus::BrickUp {
+                    "not stopped"
+                } else {
+                    "stopped"
+                };
+                return Err(Refusal(format!(
+                    "{spec} of volume {} is {is} already",
+                    volume.name
+                )));
             }
             self.set_brick(&volume.name, brick.id, status).await?;
             return Ok(String::new());
         }
-        Err(Refusal(format!("\"{spec}\"- No such brick available in any volume.")))
+        Err(Refusal(format!(
+            "\"{spec}\"- No such brick available in any volume."
+        )))
     }
 
     async fn set_status(&self, name: &str, status: VolumeStatus) -> Result<(), Refusal> {
-        let command = SetVolumeStatus { volume: name.to_owned(), status: status.into() };
+        let command = SetVolumeStatus {
+            volume: name.to_owned(),
+            status: status.into(),
+        };
         self.propose(What::SetVolumeStatus(command)).await?;
         tracing::info!(volume = name, ?status, "volume status changed");
         Ok(())
     }
 
     async fn set_brick(&self, name: &str, brick: u64, status: BrickStatus) -> Result<(), Refusal> {
-        let command = SetBrickStatus { volume: name.to_owned(), brick, status: status.into() };
+        let command = SetBrickStatus {
+            volume: name.to_owned(),
+            brick,
+            status: status.into(),
+        };
         self.propose(What::SetBrickStatus(command)).await?;
         tracing::info!(volume = name, brick = %BrickId(brick), ?status, "brick status changed");
         Ok(())
@@ -248,17 +315,26 @@ impl AdminService {
 
     fn brick_of(&self, volume: &Volume, text: &str) -> Result<u64, Refusal> {
         let spec: BrickSpec = text.parse()?;
-        find_brick(&self.registry.view(), volume, &spec).map(|brick| brick.id).ok_or_else(|| {
-            Refusal(format!("\"{spec}\"- No such brick available in the volume."))
-        })
+        find_brick(&self.registry.view(), volume, &spec)
+            .map(|brick| brick.id)
+            .ok_or_else(|| {
+                Refusal(format!(
+                    "\"{spec}\"- No such brick available in the volume."
+                ))
+            })
     }
 
     /// Makes one brick the only in-sync copy of its set by the administrator's word.
     async fn trust(&self, volume: &Volume, brick: u64) -> Result<(), Refusal> {
         let name = &volume.name;
         let states = self.brick_states(&self.registry.view(), name).await;
-        if states.values().any(|state| state.role() == CopyRole::CopyPrimary) {
-            return Err(Refusal(format!("volume {name} serves already: no brick needs trust")));
+        if states
+            .values()
+            .any(|state| state.role() == CopyRole::CopyPrimary)
+        {
+            return Err(Refusal(format!(
+                "volume {name} serves already: no brick needs trust"
+            )));
         }
         let waited = tokio::time::timeout(START_WAIT_MAX, self.wait_incarnation(name, brick));
         let incarnation = waited.await.map_err(|_| {
@@ -300,7 +376,9 @@ impl AdminService {
     async fn wait_online(&self, name: &str) {
         loop {
             let view = self.registry.view();
-            let Some(volume) = view.volumes.get(name) else { return };
+            let Some(volume) = view.volumes.get(name) else {
+                return;
+            };
             let states = self.brick_states(&view, name).await;
             let up = |brick: &Brick| {
                 brick.status() == BrickStatus::BrickDown
@@ -329,10 +407,22 @@ impl Making {
             .ok_or_else(|| Refusal(format!("volume {} has no id", volume.name)))?;
         let planned = volume.bricks.iter().filter_map(|brick| {
             let peer = view.peers.get(&brick.peer)?.clone();
-            let spec = BrickSpec { host: peer.host.clone(), path: brick.path.clone() };
-            Some(Planned { peer, spec, id: BrickId(brick.id) })
+            let spec = BrickSpec {
+                host: peer.host.clone(),
+                path: brick.path.clone(),
+            };
+            Some(Planned {
+                peer,
+                spec,
+                id: BrickId(brick.id),
+            })
         });
-        Ok(Making { name: volume.name.clone(), id, force: false, planned: planned.collect() })
+        Ok(Making {
+            name: volume.name.clone(),
+            id,
+            force: false,
+            planned: planned.collect(),
+        })
     }
 
     fn request(&self, planned: &Planned, step: PrepareStep) -> PrepareBrickRequest {
@@ -354,7 +444,12 @@ impl Making {
             path: planned.spec.path.clone(),
             status: BrickStatus::BrickUp.into(),
         };
-        let epoch = Epoch { number: 0, id: random_id(), in_sync: Vec::new(), primary: 0 };
+        let epoch = Epoch {
+            number: 0,
+            id: random_id(),
+            in_sync: Vec::new(),
+            primary: 0,
+        };
         Volume {
             name: self.name.clone(),
             id: self.id.0.to_vec(),
@@ -367,7 +462,11 @@ impl Making {
                 epoch: Some(epoch),
                 history: Vec::new(),
             }],
-            layout: vec![SlotRange { first: 0, last: u32::from(SLOTS) - 1, set: 0 }],
+            layout: vec![SlotRange {
+                first: 0,
+                last: u32::from(SLOTS) - 1,
+                set: 0,
+            }],
             options: HashMap::new(),
             limits: Some(limits),
             created_secs: now_secs(),
@@ -377,7 +476,10 @@ impl Making {
 
 fn find_brick<'a>(view: &View, volume: &'a Volume, spec: &BrickSpec) -> Option<&'a Brick> {
     volume.bricks.iter().find(|brick| {
-        let host = view.peers.get(&brick.peer).is_some_and(|peer| is_called(peer, &spec.host));
+        let host = view
+            .peers
+            .get(&brick.peer)
+            .is_some_and(|peer| is_called(peer, &spec.host));
         host && brick.path == spec.path
     })
 }
@@ -404,12 +506,14 @@ async fn place(view: &View, specs: Vec<BrickSpec>) -> Result<Vec<(Peer, BrickSpe
 /// The one peer that has an address of `host`; none when several do.
 async fn peer_by_address(view: &View, host: &str) -> Option<Peer> {
     let wanted = addresses(host).await;
-    let resolved = view.peers.values().map(|peer| async move {
-        (peer, addresses(&peer.host).await)
-    });
-    let mut found = join_all(resolved).await.into_iter().filter(|(_, of_peer)| {
-        of_peer.iter().any(|address| wanted.contains(address))
-    });
+    let resolved = view
+        .peers
+        .values()
+        .map(|peer| async move { (peer, addresses(&peer.host).await) });
+    let mut found = join_all(resolved)
+        .await
+        .into_iter()
+        .filter(|(_, of_peer)| of_peer.iter().any(|address| wanted.contains(address)));
     match (found.next(), found.next()) {
         (Some((peer, _)), None) => Some(peer.clone()),
         _ => None,
@@ -426,7 +530,11 @@ async fn addresses(host: &str) -> Vec<std::net::IpAddr> {
 
 /// The smaller of two limits, where 0 = not known.
 fn smaller<T: Ord + Default + std::marker::Copy>(one: T, other: T) -> T {
-    if one == T::default() || (other != T::default() && other < one) { other } else { one }
+    if one == T::default() || (other != T::default() && other < one) {
+        other
+    } else {
+        one
+    }
 }
 
 fn now_secs() -> i64 {

@@ -287,7 +287,7 @@ async fn set(name: String, pairs: &[String], session: &Session<'_>) -> Result<Re
     let what = "volume set";
     check_name(what, &name)?;
     let failed = |why: String| Failure(format!("{what}: failed: {why}"));
-    if pairs.is_empty() || pairs.len() % 2 != 0 {
+    if pairs.is_empty() || !pairs.len().is_multiple_of(2) {
         return Err(failed(
             "give KEY VALUE pairs: volume set <NAME> <KEY> <VALUE>...".to_owned(),
         ));

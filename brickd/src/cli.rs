@@ -168,3 +168,6 @@ fn print(to: &mut dyn Write, text: &str) -> ExitCode {
         Ok(()) | Err(_) => ExitCode::SUCCESS,
     }
 }
+
+#[cfg(test)]
+mod tests;

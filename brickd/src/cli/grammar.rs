@@ -102,12 +102,13 @@ pub enum PeerCommand {
     Probe {
         /// Its name or address, with :PORT if brickd does not listen on the usual one
         #[arg(value_name = "HOST[:PORT]")]
-        host: String,
+        peer: String,
     },
     /// Take a host out of the pool
     Detach {
         /// Its name or address
-        host: String,
+        #[arg(value_name = "HOST")]
+        peer: String,
         /// 'force': also if it does not answer
         #[arg(value_name = "force")]
         words: Vec<String>,

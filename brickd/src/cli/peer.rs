@@ -17,18 +17,20 @@ const HOST_WIDTH_MIN: usize = 8;
 /// Runs `mortar peer …`.
 pub async fn run(command: PeerCommand, session: &Session<'_>) -> Result<Report, Failure> {
     match command {
-        PeerCommand::Probe { host } => {
+        PeerCommand::Probe { peer } => {
             let mut client = session.client().await?;
-            let done = session.call(client.peer_probe(PeerName { host })).await?;
+            let done = session
+                .call(client.peer_probe(PeerName { host: peer }))
+                .await?;
             if !done.failed && !done.message.is_empty() {
                 return Ok(Report::words(format!("peer probe: {}", done.message)));
             }
             finish("peer probe", done)
         }
-        PeerCommand::Detach { host, words } => {
+        PeerCommand::Detach { peer, words } => {
             let force = keywords::force(&words)? == Force::Yes;
             let mut client = session.client().await?;
-            let request = PeerDetachRequest { host, force };
+            let request = PeerDetachRequest { host: peer, force };
             finish(
                 "peer detach",
                 session.call(client.peer_detach(request)).await?,

@@ -94,7 +94,7 @@ pub fn check_request(
     }
     if specs.len() != replica as usize {
         return Err(Refusal(format!(
-            "a volume has one replica set so far: give exactly {replica} brick(s) for replica {replica}"
+            "a volume has one replica set so far: replica {replica} takes exactly {replica} brick(s)"
         )));
     }
     Ok(specs)

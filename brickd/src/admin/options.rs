@@ -59,7 +59,7 @@ const RESERVE: Spec = Spec {
     min: 0,
     max: 50,
     default: "1",
-    sentence: "Share of a brick's disk kept free (256 MiB at least): writes that would use it get ENOSPC.",
+    sentence: "Share of a brick's disk kept free, 256 MiB at least: writes into it get ENOSPC.",
 };
 const SELF_HEAL: Spec = Spec {
     key: "cluster.self-heal-daemon",
@@ -75,7 +75,7 @@ const IO_TIMEOUT: Spec = Spec {
     min: 0,
     max: 86_400,
     default: "0",
-    sentence: "How long a client waits for a volume that does not serve before it answers EIO; 0 = it waits.",
+    sentence: "How long a client waits for bricks before it answers EIO; 0 = until they serve.",
 };
 const INODE_LIMIT: Spec = Spec {
     key: "client.inode-limit",
@@ -91,7 +91,7 @@ const READDIR_MEMORY: Spec = Spec {
     min: 1 << 20,
     max: 16 << 30,
     default: "64MiB",
-    sentence: "Memory a brick may use for sorted directory listings; beyond it listings take several passes.",
+    sentence: "Memory of a brick for sorted directory listings; beyond it they take several passes.",
 };
 
 /// Every option there is, in the order `volume set help` shows them.

@@ -79,7 +79,12 @@ impl AdminService {
             .collect()
     }
 
-    async fn states_of(&self, peer: &Peer, volume: &str) -> Result<Vec<BrickState>, Refusal> {
+    /// What one peer says of its bricks of a volume (empty = all).
+    pub(super) async fn states_of(
+        &self,
+        peer: &Peer,
+        volume: &str,
+    ) -> Result<Vec<BrickState>, Refusal> {
         if self.is_local(peer) {
             let volume = volume.to_owned();
             return self

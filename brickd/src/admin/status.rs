@@ -76,6 +76,9 @@ fn of_brick(
                 path: brick.path.clone(),
                 ..state.clone()
             };
+            if state.port == 0 {
+                state.port = view.peers.get(&brick.peer).map_or(0, |peer| peer.port);
+            }
             if stopped && !state.online && state.detail.is_empty() {
                 state.detail = stopped_detail();
             }

@@ -9,8 +9,8 @@ use mortar_common::name::volume_name_refusal;
 use mortar_common::placement::SLOTS;
 use mortar_common::{BrickId, VolumeId};
 use mortar_proto::control::{
-    PrepareBrickRequest, PrepareStep, VolumeCreateRequest, VolumeResetRequest, VolumeSetRequest,
-    VolumeStartRequest,
+    CopyRole, PrepareBrickRequest, PrepareStep, VolumeCreateRequest, VolumeResetRequest,
+    VolumeSetRequest, VolumeStartRequest,
 };
 use mortar_proto::registry::command::What;
 use mortar_proto::registry::{
@@ -21,7 +21,6 @@ use mortar_proto::registry::{
 
 use super::bricks::{self, BrickSpec};
 use super::{AdminService, ProposeError, Refusal, START_WAIT_MAX, is_called, options};
-use mortar_proto::control::CopyRole;
 
 /// How often `volume start` looks whether its bricks are up.
 const START_POLL: Duration = Duration::from_millis(100);
@@ -178,6 +177,7 @@ impl AdminService {
         }
         if let Some(brick) = trusted {
             self.trust(&volume, brick).await?;
+            return Ok(String::new());
         }
         // Only a courtesy to what follows in a script: the volume is started either way.
         let _ = tokio::time::timeout(START_WAIT_MAX, self.wait_online(&name)).await;
@@ -232,12 +232,12 @@ impl AdminService {
                 return Err(Refusal(format!("{} is given twice", spec.key)));
             }
         }
-        tracing::info!(volume = request.volume, options = ?set, "options set");
         let command = SetOptions {
-            volume: request.volume,
-            options: set,
+            volume: request.volume.clone(),
+            options: set.clone(),
         };
         self.propose(What::SetOptions(command)).await?;
+        tracing::info!(volume = request.volume, options = ?set, "options set");
         Ok(String::new())
     }
 
@@ -327,7 +327,8 @@ impl AdminService {
     /// Makes one brick the only in-sync copy of its set by the administrator's word.
     async fn trust(&self, volume: &Volume, brick: u64) -> Result<(), Refusal> {
         let name = &volume.name;
-        let states = self.brick_states(&self.registry.view(), name).await;
+        let view = self.registry.view();
+        let states = self.brick_states(&view, name).await;
         if states
             .values()
             .any(|state| state.role() == CopyRole::CopyPrimary)
@@ -336,10 +337,14 @@ impl AdminService {
                 "volume {name} serves already: no brick needs trust"
             )));
         }
-        let waited = tokio::time::timeout(START_WAIT_MAX, self.wait_incarnation(name, brick));
-        let incarnation = waited.await.map_err(|_| {
-            Refusal::new("the brick to trust does not run: start its host's brickd first")
-        })?;
+        let absent = || Refusal::new("the brick to trust does not run: start its host's brickd");
+        let place = volume.bricks.iter().find(|of_volume| of_volume.id == brick);
+        let peer = place
+            .and_then(|place| view.peers.get(&place.peer))
+            .ok_or_else(absent)?;
+        let waited =
+            tokio::time::timeout(START_WAIT_MAX, self.wait_incarnation(peer, name, brick)).await;
+        let incarnation = waited.map_err(|_| absent())?;
         let volume = self.volume(name)?;
         let set = volume.sets.iter().find(|set| set.bricks.contains(&brick));
         let set = set.ok_or_else(|| Refusal(format!("volume {name} has no such brick")))?;
@@ -359,14 +364,16 @@ impl AdminService {
             lone: Vec::new(),
         };
         self.propose(What::ChangeEpoch(command)).await?;
-        tracing::info!(volume = name, brick = %BrickId(brick), "brick trusted by the administrator");
+        tracing::info!(volume = name, brick = %BrickId(brick), "brick trusted by command");
         Ok(())
     }
 
-    async fn wait_incarnation(&self, name: &str, brick: u64) -> u64 {
+    /// Asks only the brick's own host: another that is frozen, which is why trust is needed, must
+    /// not use up the time.
+    async fn wait_incarnation(&self, peer: &Peer, name: &str, brick: u64) -> u64 {
         loop {
-            let states = self.brick_states(&self.registry.view(), name).await;
-            match states.get(&brick) {
+            let states = self.states_of(peer, name).await.unwrap_or_default();
+            match states.iter().find(|state| state.id == brick) {
                 Some(state) if state.incarnation != 0 => return state.incarnation,
                 _ => tokio::time::sleep(START_POLL).await,
             }

@@ -46,10 +46,12 @@ pub struct Global {
     )]
     pub host: Option<String>,
     /// The local brickd's admin socket
-    #[arg(long, global = true, value_name = "PATH", env = "MORTAR_SOCKET", default_value_os_t = default_socket())]
+    #[arg(long, global = true, value_name = "PATH", env = "MORTAR_SOCKET")]
+    #[arg(default_value_os_t = default_socket())]
     pub socket: PathBuf,
     /// Give up after so many seconds
-    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 120, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    #[arg(long, global = true, value_name = "SECONDS", default_value_t = 120)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub timeout: u64,
 }
 
@@ -127,14 +129,14 @@ pub enum PoolCommand {
 /// `mortar volume …`
 #[derive(Debug, Subcommand)]
 pub enum VolumeCommand {
-    /// Make a volume: volume create NAME [replica N] [transport tcp] HOST:/PATH... [force]
+    /// Make a volume of bricks: folders on the pool's hosts
     #[command(
         override_usage = "mortar volume create <NAME> [replica <COUNT>] [transport tcp] <HOST:/PATH>... [force]"
     )]
     Create {
         /// Its name: letters, digits, '-' and '_'
         name: String,
-        /// [replica COUNT] [transport tcp] HOST:/PATH... [force]
+        /// How many copies, the transport (tcp), the bricks as HOST:/PATH, and force to skip checks
         #[arg(value_name = "WORDS", required = true)]
         words: Vec<String>,
     },
@@ -143,7 +145,7 @@ pub enum VolumeCommand {
     Start {
         /// Its name
         name: String,
-        /// [force [HOST:/PATH]]
+        /// force, and the brick to trust
         #[arg(value_name = "WORDS")]
         words: Vec<String>,
     },
@@ -175,7 +177,7 @@ pub enum VolumeCommand {
     /// Show which bricks are online
     #[command(override_usage = "mortar volume status [<NAME>|all] [detail|clients]")]
     Status {
-        /// [NAME|all] [detail|clients]
+        /// A volume's name or all; detail or clients
         #[arg(value_name = "WORDS")]
         words: Vec<String>,
     },
@@ -186,7 +188,7 @@ pub enum VolumeCommand {
     Set {
         /// The volume's name, or help
         name: String,
-        /// KEY VALUE...
+        /// One or more options, each with its value
         #[arg(value_name = "KEY VALUE", allow_negative_numbers = true)]
         pairs: Vec<String>,
     },
@@ -202,7 +204,7 @@ pub enum VolumeCommand {
     Reset {
         /// The volume's name
         name: String,
-        /// [KEY] [force]
+        /// The option; none = all
         #[arg(value_name = "WORDS")]
         words: Vec<String>,
     },
@@ -213,7 +215,7 @@ pub enum VolumeCommand {
     Heal {
         /// The volume's name
         name: String,
-        /// [full|enable|disable|info [summary|split-brain]|statistics heal-count]
+        /// What to do; nothing = heal what is marked
         #[arg(value_name = "WORDS")]
         words: Vec<String>,
     },
@@ -250,7 +252,8 @@ pub enum RegistryCommand {
 /// `mortar mount …`
 #[derive(Debug, Args)]
 pub struct Mount {
-    /// HOST[,HOST...]:/VOLUME[/SUBDIR]
+    /// Hosts to ask first, the volume, and perhaps a folder in it
+    #[arg(value_name = "HOST[,HOST...]:/VOLUME[/SUBDIR]")]
     pub source: String,
     /// Where to mount it
     #[arg(value_name = "MOUNTPOINT")]
@@ -271,7 +274,7 @@ pub enum Shell {
     Fish,
 }
 
-/// HOST[:PORT] as an address to connect to, the usual port when none is given.
+/// `HOST[:PORT]` as an address to connect to, the usual port when none is given.
 pub fn host_and_port(host: &str) -> String {
     let port_of = |text: &str| text.parse::<u16>().is_ok();
     match host.rsplit_once(':') {

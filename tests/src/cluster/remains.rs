@@ -41,7 +41,7 @@ pub(super) fn sweep() {
         .chain(names_in(Path::new(NAMESPACES)).filter_map(|name| {
             name.split_once('-').map(|(id, _host)| id.to_owned())
         }))
-        .filter(|id| maker_of(id).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists()))
+        .filter(|id| maker_of(id).is_some_and(|pid| !lives(pid)))
         .collect();
     ids.sort();
     ids.dedup();
@@ -84,6 +84,12 @@ pub(super) fn remove(id: &str) {
 fn maker_of(id: &str) -> Option<u32> {
     let (pid, _number) = id.strip_prefix(ID_PREFIX)?.split_once('x')?;
     pid.parse().ok()
+}
+
+/// Whether a process runs; one that only waits to be reaped does not.
+fn lives(pid: u32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"));
+    stat.is_ok_and(|stat| !stat.contains(") Z "))
 }
 
 /// Whether a process was started for the cluster outside of its hosts: its command line names

@@ -68,13 +68,23 @@ impl Cluster {
         let _remains = Remains(id.clone());
         share(&base);
         let switch = Switch::new(&id);
-        let hosts: Vec<Host> =
-            names.iter().map(|name| Host::new(&id, name, &base, &switch)).collect();
-        let lines = hosts.iter().map(|host| format!("{} {}\n", host.address, host.name));
+        let hosts: Vec<Host> = names
+            .iter()
+            .map(|name| Host::new(&id, name, &base, &switch))
+            .collect();
+        let lines = hosts
+            .iter()
+            .map(|host| format!("{} {}\n", host.address, host.name));
         let text = std::iter::once("127.0.0.1 localhost\n".to_owned()).chain(lines);
         fs::write(base.join("hosts"), text.collect::<String>()).expect("the hosts file");
         let _watchdog = start_watchdog(&id, names);
-        Cluster { hosts, switch, base, _watchdog, _remains }
+        Cluster {
+            hosts,
+            switch,
+            base,
+            _watchdog,
+            _remains,
+        }
     }
 
     /// The host of that name.

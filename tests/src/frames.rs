@@ -33,10 +33,24 @@ impl RawClient {
         let answer = hello(&stream, &client_hello(volume, primary_of(volume), session));
         let answer = answer.expect("an answer to the hello");
         assert_eq!(answer.refusal, "", "the brick refuses");
-        let mut client = RawClient { stream, session, seq: 0 };
-        let open = SessionOpen { host: host.name.clone(), pid: 1, mount_point: "/raw".to_owned() };
-        let reply = client.request(op::Op::SessionOpen(open)).expect("a session");
-        assert_eq!(reply.results.first().map(|result| result.errno), Some(0), "{reply:?}");
+        let mut client = RawClient {
+            stream,
+            session,
+            seq: 0,
+        };
+        let open = SessionOpen {
+            host: host.name.clone(),
+            pid: 1,
+            mount_point: "/raw".to_owned(),
+        };
+        let reply = client
+            .request(op::Op::SessionOpen(open))
+            .expect("a session");
+        assert_eq!(
+            reply.results.first().map(|result| result.errno),
+            Some(0),
+            "{reply:?}"
+        );
         client
     }
 
@@ -64,7 +78,11 @@ impl RawClient {
         let create = Create {
             parent: Some(Gfid::ROOT),
             name: name.to_vec().into(),
-            gfid: Some(Gfid::new(mortar_common::placement::name_slot(Gfid::ROOT, name), 1, 99)),
+            gfid: Some(Gfid::new(
+                mortar_common::placement::name_slot(Gfid::ROOT, name),
+                1,
+                99,
+            )),
             mode: 0o100_644,
             exclusive: true,
             ..Default::default()

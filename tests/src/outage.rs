@@ -26,16 +26,24 @@ pub fn through_an_outage(
     mut middle: impl FnMut() -> bool,
 ) -> Ran {
     let mut work = Running::start(command);
-    wait_until(MIDDLE_WITHIN, "the work is half done", || middle() || !work.is_running());
+    wait_until(MIDDLE_WITHIN, "the work is half done", || {
+        middle() || !work.is_running()
+    });
     if !work.is_running() {
-        panic!("the work ended before the brick was killed: {}", work.finish(within));
+        panic!(
+            "the work ended before the brick was killed: {}",
+            work.finish(within)
+        );
     }
     let host = cluster.host(victim);
     host.kill_brickd();
     std::thread::sleep(AWAY);
     host.start_brickd();
     let ran = work.finish(within);
-    assert!(ran.status.success(), "with {victim} away for {AWAY:?}: {ran}");
+    assert!(
+        ran.status.success(),
+        "with {victim} away for {AWAY:?}: {ran}"
+    );
     ran
 }
 

@@ -15,5 +15,9 @@ pub fn is_full() -> bool {
 /// A limit on throughput work, stated for an optimised build: three times as long without
 /// optimisation. Limits on stalls are not stretched: they are timeouts, not speed.
 pub fn build_time(limit: Duration) -> Duration {
-    if cfg!(debug_assertions) { limit * 3 } else { limit }
+    if cfg!(debug_assertions) {
+        limit * 3
+    } else {
+        limit
+    }
 }

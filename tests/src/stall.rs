@@ -46,7 +46,10 @@ impl StallMeter {
     pub fn start(mount: &Path) -> Self {
         let folder = mount.join("stall-meter");
         fs::create_dir(&folder).expect("the meter's folder");
-        let (stop, done) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicU64::new(0)));
+        let (stop, done) = (
+            Arc::new(AtomicBool::new(false)),
+            Arc::new(AtomicU64::new(0)),
+        );
         let work = Work {
             folder,
             stop: Arc::clone(&stop),
@@ -82,7 +85,9 @@ impl StallMeter {
     /// When the loop itself has panicked.
     pub fn stop(self) -> Stalls {
         self.stop.store(true, Ordering::Relaxed);
-        self.thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        self.thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     }
 }
 
@@ -97,8 +102,16 @@ impl Stalls {
             limit.as_millis(),
             self.operations
         );
-        assert!(self.errors.is_empty(), "{what}: an application saw {:#?}", self.errors);
-        assert!(self.longest < limit, "{what}: I/O stood still for {:?}", self.longest);
+        assert!(
+            self.errors.is_empty(),
+            "{what}: an application saw {:#?}",
+            self.errors
+        );
+        assert!(
+            self.longest < limit,
+            "{what}: I/O stood still for {:?}",
+            self.longest
+        );
     }
 }
 
@@ -131,7 +144,9 @@ impl Work {
         self.timed("stat", || fs::metadata(&file).map(|_| ()));
         let read = self.timed("read", || fs::read_to_string(&file));
         if read.is_some_and(|read| read != text) {
-            self.seen.errors.push(format!("round {round}: read something else than was written"));
+            self.seen.errors.push(format!(
+                "round {round}: read something else than was written"
+            ));
         }
         self.timed("fsync", || fs::File::open(&file)?.sync_all());
         self.timed("rename", || fs::rename(&file, &moved));
@@ -140,7 +155,11 @@ impl Work {
         self.timed("unlink", || fs::remove_file(&moved));
     }
 
-    fn timed<T>(&mut self, what: &'static str, work: impl FnOnce() -> std::io::Result<T>) -> Option<T> {
+    fn timed<T>(
+        &mut self,
+        what: &'static str,
+        work: impl FnOnce() -> std::io::Result<T>,
+    ) -> Option<T> {
         let start = Instant::now();
         let done = work();
         let took = start.elapsed();
@@ -150,6 +169,11 @@ impl Work {
         }
         self.seen.operations += 1;
         self.done.fetch_add(1, Ordering::Relaxed);
-        done.map_err(|error| self.seen.errors.push(format!("{what} after {took:?}: {error}"))).ok()
+        done.map_err(|error| {
+            self.seen
+                .errors
+                .push(format!("{what} after {took:?}: {error}"))
+        })
+        .ok()
     }
 }

@@ -31,7 +31,10 @@ fn create_is_refused(cluster: &Cluster, words: &str, because: &str) {
     let lower = said.to_lowercase();
     assert!(lower.contains(because), "'{because}' is not said: {said}");
     let volumes = host.mortar("volume list").said();
-    assert!(!volumes.contains("v02"), "a refused volume is listed: {volumes}");
+    assert!(
+        !volumes.contains("v02"),
+        "a refused volume is listed: {volumes}"
+    );
 }
 
 #[test]
@@ -42,10 +45,19 @@ fn a_brick_path_that_is_relative() {
 #[test]
 fn a_brick_nested_in_another() {
     let cluster = Cluster::one_host();
-    let nested = cluster.host("gfs01").brick_spec("glusterfs/distributed/nested");
-    create_is_refused(&cluster, &format!("{nested} force"), "already part of a volume");
+    let nested = cluster
+        .host("gfs01")
+        .brick_spec("glusterfs/distributed/nested");
+    create_is_refused(
+        &cluster,
+        &format!("{nested} force"),
+        "already part of a volume",
+    );
     let left = fs::read_dir(cluster.brick("gfs01")).unwrap().flatten();
-    assert!(left.map(|entry| entry.file_name()).all(|name| name == ".mortar" || name == "nested"));
+    assert!(
+        left.map(|entry| entry.file_name())
+            .all(|name| name == ".mortar" || name == "nested")
+    );
 }
 
 #[test]
@@ -59,14 +71,22 @@ fn a_brick_around_another() {
 fn a_brick_that_is_used_already() {
     let cluster = Cluster::one_host();
     let used = cluster.host("gfs01").brick_spec("glusterfs/distributed");
-    create_is_refused(&cluster, &format!("{used} force"), "already part of a volume");
+    create_is_refused(
+        &cluster,
+        &format!("{used} force"),
+        "already part of a volume",
+    );
 }
 
 #[test]
 fn a_brick_twice_in_one_volume() {
     let cluster = alone();
     let brick = cluster.host("gfs01").brick_spec("bricks/one");
-    create_is_refused(&cluster, &format!("replica 2 {brick} {brick} force"), "brick");
+    create_is_refused(
+        &cluster,
+        &format!("replica 2 {brick} {brick} force"),
+        "brick",
+    );
     assert!(!cluster.host("gfs01").brick("bricks/one/.mortar").exists());
 }
 
@@ -85,7 +105,8 @@ fn small_disk(host: &Host, mib: u32, options: &str) -> String {
     let (image, point) = (image.display(), point.display());
     host.run(&format!("truncate -s {mib}M {image}"), SOON).ok();
     host.run(&format!("mkfs.ext4 -q -F {image}"), SOON).ok();
-    host.run(&format!("mount -o loop,{options} {image} {point}"), SOON).ok();
+    host.run(&format!("mount -o loop,{options} {image} {point}"), SOON)
+        .ok();
     host.brick_spec("disk/brick")
 }
 
@@ -110,7 +131,8 @@ fn a_volume_that_fills_its_disk_says_enospc_and_stays_whole() {
     let cluster = alone();
     let host = cluster.host("gfs01");
     let brick = small_disk(host, 512, "rw");
-    host.mortar(&format!("volume create v02 {brick} force")).ok();
+    host.mortar(&format!("volume create v02 {brick} force"))
+        .ok();
     host.mortar("volume start v02").ok();
     let mount = cluster.mount("client", "gfs01:/v02", "");
     let block = vec![b'x'; 1 << 20];
@@ -120,9 +142,16 @@ fn a_volume_that_fills_its_disk_says_enospc_and_stays_whole() {
         written += usize::from(done.is_ok());
         done.err()
     });
-    assert_eq!(full.expect("512 MiB hold no 600 MiB").kind(), std::io::ErrorKind::StorageFull);
-    let whole = (0..written).all(|number| fs::read(mount.join(format!("f{number}"))).unwrap() == block);
-    assert!(whole && written > 0, "a file that was acknowledged is not whole");
+    assert_eq!(
+        full.expect("512 MiB hold no 600 MiB").kind(),
+        std::io::ErrorKind::StorageFull
+    );
+    let whole =
+        (0..written).all(|number| fs::read(mount.join(format!("f{number}"))).unwrap() == block);
+    assert!(
+        whole && written > 0,
+        "a file that was acknowledged is not whole"
+    );
     (0..=written).for_each(|number| drop(fs::remove_file(mount.join(format!("f{number}")))));
     fs::write(mount.join("again"), "there is room again").unwrap();
 }
@@ -139,13 +168,23 @@ fn a_brick_on_an_unknown_host() {
 fn an_odd_count_of_bricks() {
     let cluster = alone();
     let host = cluster.host("gfs01");
-    let bricks: Vec<String> =
-        (0..3).map(|number| host.brick_spec(&format!("bricks/b{number}"))).collect();
-    create_is_refused(&cluster, &format!("replica 2 {} force", bricks.join(" ")), "multiple");
+    let bricks: Vec<String> = (0..3)
+        .map(|number| host.brick_spec(&format!("bricks/b{number}")))
+        .collect();
+    create_is_refused(
+        &cluster,
+        &format!("replica 2 {} force", bricks.join(" ")),
+        "multiple",
+    );
     create_is_refused(&cluster, "replica 2 force", "");
     create_is_refused(&cluster, &format!("replica 0 {} force", bricks[0]), "");
     create_is_refused(&cluster, &format!("replica two {} force", bricks[0]), "");
-    assert!((0..3).all(|number| !host.brick(&format!("bricks/b{number}")).join(".mortar").exists()));
+    assert!((0..3).all(|number| {
+        !host
+            .brick(&format!("bricks/b{number}"))
+            .join(".mortar")
+            .exists()
+    }));
 }
 
 #[test]
@@ -155,7 +194,14 @@ fn names_of_volumes() {
     let brick = host.brick_spec("bricks/one");
     let longest = "v".repeat(300);
     let names: [&[u8]; 8] = [
-        b"", longest.as_bytes(), b"a/b", b"..", b"-rf", b"new\nline", b"\xff\xfe", b"all",
+        b"",
+        longest.as_bytes(),
+        b"a/b",
+        b"..",
+        b"-rf",
+        b"new\nline",
+        b"\xff\xfe",
+        b"all",
     ];
     for name in names {
         let words: [&OsStr; 5] = [
@@ -167,7 +213,10 @@ fn names_of_volumes() {
         ];
         host.mortar_words(&words).refused();
     }
-    assert!(!host.brick("bricks/one/.mortar").exists(), "a refused volume left its brick behind");
+    assert!(
+        !host.brick("bricks/one/.mortar").exists(),
+        "a refused volume left its brick behind"
+    );
     let listed = host.mortar("volume list").said();
     assert!(listed.contains("No volumes present"), "{listed}");
 }
@@ -176,7 +225,10 @@ fn names_of_volumes() {
 fn a_started_volume_is_not_deleted() {
     let cluster = Cluster::one_host();
     let said = cluster.mortar("gfs01", "volume delete v01").refused();
-    assert!(said.contains("needs to be stopped before deletion"), "{said}");
+    assert!(
+        said.contains("needs to be stopped before deletion"),
+        "{said}"
+    );
     let mount = cluster.mount("client", "gfs01:/v01", "");
     fs::write(mount.join("a"), "a").unwrap();
     let twice = cluster.mortar("gfs01", "volume start v01").refused();
@@ -186,9 +238,17 @@ fn a_started_volume_is_not_deleted() {
 #[test]
 fn an_absent_volume() {
     let cluster = alone();
-    for words in ["volume start no", "volume stop no", "volume delete no", "volume info no"] {
+    for words in [
+        "volume start no",
+        "volume stop no",
+        "volume delete no",
+        "volume info no",
+    ] {
         let said = cluster.mortar("gfs01", words).refused();
-        assert!(said.contains("Volume no does not exist"), "`{words}`: {said}");
+        assert!(
+            said.contains("Volume no does not exist"),
+            "`{words}`: {said}"
+        );
     }
     let mount = cluster.host("client").try_mount("gfs01:/no", "");
     let said = mount.err().expect("there is no such volume").refused();
@@ -209,12 +269,29 @@ fn a_stopped_volume_is_not_mounted() {
 fn mounts_of_nonsense() {
     let cluster = Cluster::one_host();
     let client = cluster.host("client");
-    for source in ["", "gfs01", "gfs01:", "gfs01:/", ":/v01", "gfs01:v01/../x", "nowhere:/v01"] {
+    for source in [
+        "",
+        "gfs01",
+        "gfs01:",
+        "gfs01:/",
+        ":/v01",
+        "gfs01:v01/../x",
+        "nowhere:/v01",
+    ] {
         let mount = client.try_mount(source, "");
-        mount.err().unwrap_or_else(|| panic!("'{source}' was mounted")).refused();
+        mount
+            .err()
+            .unwrap_or_else(|| panic!("'{source}' was mounted"))
+            .refused();
     }
     let options = client.try_mount("gfs01:/v01", "attribute-timeout=soon");
-    assert!(options.err().expect("no number").refused().contains("attribute-timeout"));
+    assert!(
+        options
+            .err()
+            .expect("no number")
+            .refused()
+            .contains("attribute-timeout")
+    );
 }
 
 #[test]
@@ -226,19 +303,39 @@ fn names_on_the_wire_that_no_kernel_sends() {
     let before = around();
     let longest = [b'n'; 256];
     let names: [&[u8]; 9] = [
-        b"", b".", b"..", b"a/b", b"../escaped", b"/etc/x", b"nul\0nul", b".mortar", &longest,
+        b"",
+        b".",
+        b"..",
+        b"a/b",
+        b"../escaped",
+        b"/etc/x",
+        b"nul\0nul",
+        b".mortar",
+        &longest,
     ];
     for name in names {
         let mut client = RawClient::open(host, &volume);
         let errno = client.create(name);
-        assert_ne!(errno, Some(0), "{:?} was made", String::from_utf8_lossy(name));
+        assert_ne!(
+            errno,
+            Some(0),
+            "{:?} was made",
+            String::from_utf8_lossy(name)
+        );
     }
     let mut client = RawClient::open(host, &volume);
     assert_eq!(client.create(b"good"), Some(0));
     assert!(client.is_served());
     assert_eq!(around(), before);
-    let names = fs::read_dir(cluster.brick("gfs01")).unwrap().flatten().map(|entry| entry.file_name());
-    assert!(names.into_iter().all(|name| name == ".mortar" || name == "good"));
+    let names = fs::read_dir(cluster.brick("gfs01"))
+        .unwrap()
+        .flatten()
+        .map(|entry| entry.file_name());
+    assert!(
+        names
+            .into_iter()
+            .all(|name| name == ".mortar" || name == "good")
+    );
 }
 
 /// brickd still serves after what was done to it.
@@ -258,7 +355,11 @@ fn is_closed_after(host: &Host, bytes: &[u8]) {
     let mut said = Vec::new();
     match stream.read_to_end(&mut said) {
         Ok(_) => {}
-        Err(error) => assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset, "not closed"),
+        Err(error) => assert_eq!(
+            error.kind(),
+            std::io::ErrorKind::ConnectionReset,
+            "not closed"
+        ),
     }
 }
 
@@ -321,9 +422,15 @@ fn a_client_of_another_wire_version() {
     let host = cluster.host("gfs01");
     for version in [0, mortar_proto::WIRE_VERSION + 1, u32::MAX] {
         let stream = host.connect(SOON).unwrap();
-        let other = Hello { wire_version: version, ..greeting(&cluster) };
+        let other = Hello {
+            wire_version: version,
+            ..greeting(&cluster)
+        };
         if let Ok(answer) = hello(&stream, &other) {
-            assert!(answer.refusal.contains("version"), "version {version}: {answer:?}");
+            assert!(
+                answer.refusal.contains("version"),
+                "version {version}: {answer:?}"
+            );
         }
     }
     let mut newer = Vec::new();
@@ -339,10 +446,22 @@ fn a_greeting_for_a_brick_or_volume_that_is_not_here() {
     let host = cluster.host("gfs01");
     let good = greeting(&cluster);
     let wrong = [
-        Hello { to_brick: good.to_brick ^ 1, ..good.clone() },
-        Hello { volume: vec![7; 16].into(), ..good.clone() },
-        Hello { volume: vec![7; 3].into(), ..good.clone() },
-        Hello { role: 99, ..good.clone() },
+        Hello {
+            to_brick: good.to_brick ^ 1,
+            ..good.clone()
+        },
+        Hello {
+            volume: vec![7; 16].into(),
+            ..good.clone()
+        },
+        Hello {
+            volume: vec![7; 3].into(),
+            ..good.clone()
+        },
+        Hello {
+            role: 99,
+            ..good.clone()
+        },
     ];
     for one in wrong {
         let stream = host.connect(SOON).unwrap();
@@ -383,7 +502,11 @@ fn beside_a_stranger(cluster: &Cluster, greeting: &[u8], work: impl FnOnce()) {
 #[test]
 fn a_port_that_talks_something_else() {
     let cluster = alone();
-    for greeting in [b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n".as_slice(), b"", &[0xff; 64]] {
+    for greeting in [
+        b"SSH-2.0-OpenSSH_9.2p1 Debian\r\n".as_slice(),
+        b"",
+        &[0xff; 64],
+    ] {
         beside_a_stranger(&cluster, greeting, || {
             let said = cluster.mortar("gfs01", "peer probe gfs02").refused();
             assert!(said.contains("peer probe: failed: "), "{said}");
@@ -404,7 +527,11 @@ fn probes_that_cannot_succeed() {
     let probe = |from: &str, host: &str| cluster.mortar(from, &format!("peer probe {host}"));
     probe("gfs01", "nowhere.invalid").refused();
     // It resolves, and nothing listens there.
-    assert!(probe("gfs01", "gfs02").refused().contains("peer probe: failed"));
+    assert!(
+        probe("gfs01", "gfs02")
+            .refused()
+            .contains("peer probe: failed")
+    );
     let local = probe("gfs01", "gfs01").ok();
     assert!(local.contains("Probe on localhost not needed"), "{local}");
     probe("other01", "other02").ok();
@@ -421,7 +548,13 @@ fn probes_that_cannot_succeed() {
 #[test]
 fn words_that_the_cli_does_not_know() {
     let cluster = alone();
-    for words in ["volume", "volume frobnicate v01", "peer probe", "volume set v01", "--mode=wild volume list"] {
+    for words in [
+        "volume",
+        "volume frobnicate v01",
+        "peer probe",
+        "volume set v01",
+        "--mode=wild volume list",
+    ] {
         cluster.mortar("gfs01", words).refused();
     }
     let nobody = cluster.mortar("gfs02", "volume list").refused();
@@ -431,7 +564,9 @@ fn words_that_the_cli_does_not_know() {
 #[test]
 fn options_that_do_not_exist_or_are_out_of_range() {
     let cluster = Cluster::one_host();
-    let unknown = cluster.mortar("gfs01", "volume set v01 network.pong-timeout 5").refused();
+    let unknown = cluster
+        .mortar("gfs01", "volume set v01 network.pong-timeout 5")
+        .refused();
     assert!(unknown.contains("does not exist"), "{unknown}");
     for value in ["soon", "-1", "99999999999999999999", ""] {
         let words = ["volume", "set", "v01", "network.ping-timeout", value];
@@ -448,8 +583,13 @@ fn a_data_directory_that_cannot_be_used() {
     assert!(said.contains(host.data_dir().to_str().unwrap()), "{said}");
     fs::remove_file(host.data_dir()).unwrap();
 
-    let taken = host.in_network(|| TcpListener::bind(SocketAddr::from((host.address, PORT)))).unwrap();
+    let taken = host
+        .in_network(|| TcpListener::bind(SocketAddr::from((host.address, PORT))))
+        .unwrap();
     let said = run(host.brickd_command(), SOON).refused();
-    assert!(said.contains(&PORT.to_string()), "which address is taken is not said: {said}");
+    assert!(
+        said.contains(&PORT.to_string()),
+        "which address is taken is not said: {said}"
+    );
     drop(taken);
 }

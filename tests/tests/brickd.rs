@@ -13,7 +13,10 @@ const SOON: Duration = Duration::from_secs(20);
 /// Resident memory of a process, in bytes.
 fn resident_bytes(pid: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .unwrap();
     line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
 }
 
@@ -26,7 +29,10 @@ fn one_line_says_what_it_is_and_where_it_listens() {
     host.start_brickd();
     let log = fs::read_to_string(host.log()).unwrap();
     let address = format!("{}:24017", host.address);
-    assert!(log.lines().any(|line| line.contains(&address)), "no line names {address}:\n{log}");
+    assert!(
+        log.lines().any(|line| line.contains(&address)),
+        "no line names {address}:\n{log}"
+    );
 }
 
 #[test]
@@ -50,8 +56,14 @@ fn a_second_one_on_the_same_data_directory_is_refused() {
     host.start_brickd();
     let said = run(host.brickd_command(), SOON).refused();
     let data = host.data_dir();
-    assert!(said.contains(data.to_str().unwrap()), "which directory is not said: {said}");
-    assert!(host.mortar("pool list").status.success(), "the first one suffered");
+    assert!(
+        said.contains(data.to_str().unwrap()),
+        "which directory is not said: {said}"
+    );
+    assert!(
+        host.mortar("pool list").status.success(),
+        "the first one suffered"
+    );
 }
 
 #[test]
@@ -67,12 +79,25 @@ fn a_folder_that_is_not_this_volumes_brick_is_not_served() {
     // As when the disk below was not mounted at boot.
     fs::create_dir(&brick).unwrap();
     host.start_brickd();
-    wait_until(SOON, "`volume status` says that the brick is not served and why", || {
-        let states = cluster.host("gfs01").brick_states(VOLUME).unwrap_or_default();
-        states.iter().any(|state| state.host == "gfs02" && !state.online && !state.detail.is_empty())
-    });
+    wait_until(
+        SOON,
+        "`volume status` says that the brick is not served and why",
+        || {
+            let states = cluster
+                .host("gfs01")
+                .brick_states(VOLUME)
+                .unwrap_or_default();
+            states
+                .iter()
+                .any(|state| state.host == "gfs02" && !state.online && !state.detail.is_empty())
+        },
+    );
     fs::write(mount.join("b"), "b").unwrap();
-    assert_eq!(fs::read_dir(&brick).unwrap().count(), 0, "something was put into a foreign folder");
+    assert_eq!(
+        fs::read_dir(&brick).unwrap().count(),
+        0,
+        "something was put into a foreign folder"
+    );
     fs::remove_dir(&brick).unwrap();
     host.stop_brickd();
     fs::rename(&aside, &brick).unwrap();

@@ -33,11 +33,17 @@ fn found(cluster: &Cluster) {
     let status = cluster.mortar("gfs01", "peer status").ok();
     assert!(status.contains("Number of Peers: 1"), "{status}");
     assert!(status.contains("Hostname: gfs02"), "{status}");
-    assert!(status.contains("State: Peer in Cluster (Connected)"), "{status}");
+    assert!(
+        status.contains("State: Peer in Cluster (Connected)"),
+        "{status}"
+    );
     let bricks: Vec<String> = ["gfs01", "gfs02"]
         .map(|host| cluster.host(host).brick_spec("glusterfs/distributed"))
         .into();
-    let create = format!("volume create v01 replica 2 transport tcp {} force", bricks.join(" "));
+    let create = format!(
+        "volume create v01 replica 2 transport tcp {} force",
+        bricks.join(" ")
+    );
     let created = cluster.mortar("gfs01", &create).ok();
     assert!(
         created.contains("volume create: v01: success: please start the volume to access data"),
@@ -47,7 +53,11 @@ fn found(cluster: &Cluster) {
     assert!(started.contains("volume start: v01: success"), "{started}");
     for host in ["gfs01", "gfs02"] {
         let info = cluster.mortar(host, "volume info v01").ok();
-        for line in ["Type: Replicate", "Status: Started", "Number of Bricks: 1 x 2 = 2"] {
+        for line in [
+            "Type: Replicate",
+            "Status: Started",
+            "Number of Bricks: 1 x 2 = 2",
+        ] {
             assert!(info.contains(line), "{line} not in:\n{info}");
         }
     }
@@ -59,19 +69,35 @@ fn a_host_goes_and_comes_back(down: &str, stays: &str, goes: impl Fn(&Cluster), 
     found(&cluster);
     let mount = cluster.mount("client", "gfs01:/v01", "");
     touch(&mount, &["a", "b"], CLI_WITHIN);
-    for (host, name) in [("gfs01", "a"), ("gfs01", "b"), ("gfs02", "a"), ("gfs02", "b")] {
-        assert!(is_plain_file(&cluster.brick(host).join(name)), "{name} is not on {host}");
+    for (host, name) in [
+        ("gfs01", "a"),
+        ("gfs01", "b"),
+        ("gfs02", "a"),
+        ("gfs02", "b"),
+    ] {
+        assert!(
+            is_plain_file(&cluster.brick(host).join(name)),
+            "{name} is not on {host}"
+        );
     }
 
     goes(&cluster);
     touch(&mount, &["c"], within);
-    assert!(is_plain_file(&cluster.brick(stays).join("c")), "c is not on {stays}");
-    assert!(!cluster.brick(down).join("c").exists(), "c is on {down}, which is shut down");
+    assert!(
+        is_plain_file(&cluster.brick(stays).join("c")),
+        "c is not on {stays}"
+    );
+    assert!(
+        !cluster.brick(down).join("c").exists(),
+        "c is on {down}, which is shut down"
+    );
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), 3);
 
     cluster.host(down).power_on();
     let healed = cluster.brick(down).join("c");
-    wait_until(HEALED_WITHIN, &format!("c appears on {down}"), || is_plain_file(&healed));
+    wait_until(HEALED_WITHIN, &format!("c appears on {down}"), || {
+        is_plain_file(&healed)
+    });
     cluster.assert_healed_and_equal();
     mount.unmount();
     cluster.assert_logs_clean(&[]);
@@ -124,7 +150,10 @@ fn a_mount_is_made_from_the_host_that_is_left() {
 fn two_mounts_append_to_one_file_and_no_key_is_lost() {
     const KEYS: usize = 200;
     let cluster = Cluster::two_hosts();
-    let mounts = [cluster.mount("client", "gfs01:/v01", ""), cluster.mount("client", "gfs02:/v01", "")];
+    let mounts = [
+        cluster.mount("client", "gfs01:/v01", ""),
+        cluster.mount("client", "gfs02:/v01", ""),
+    ];
     let mut writers: Vec<Running> = mounts
         .iter()
         .enumerate()
@@ -147,7 +176,11 @@ fn two_mounts_append_to_one_file_and_no_key_is_lost() {
         lines.sort_unstable();
         lines.dedup();
         assert_eq!(lines.len(), 2 * KEYS, "keys are lost or doubled");
-        assert!(lines.iter().all(|line| line.starts_with("ssh-ed25519 key-")));
+        assert!(
+            lines
+                .iter()
+                .all(|line| line.starts_with("ssh-ed25519 key-"))
+        );
     }
     cluster.assert_healed_and_equal();
 }
@@ -159,8 +192,14 @@ fn a_symlink_outside_the_volume_leads_into_it() {
     fs::write(mount.join("authorized_keys"), "ssh-ed25519 one\n").unwrap();
     let home = cluster.folder("home");
     symlink(mount.join("authorized_keys"), home.join("authorized_keys")).unwrap();
-    assert_eq!(fs::read_to_string(home.join("authorized_keys")).unwrap(), "ssh-ed25519 one\n");
+    assert_eq!(
+        fs::read_to_string(home.join("authorized_keys")).unwrap(),
+        "ssh-ed25519 one\n"
+    );
     cluster.host("gfs01").shut_down();
     fs::write(home.join("authorized_keys"), "ssh-ed25519 two\n").unwrap();
-    assert_eq!(fs::read_to_string(mount.join("authorized_keys")).unwrap(), "ssh-ed25519 two\n");
+    assert_eq!(
+        fs::read_to_string(mount.join("authorized_keys")).unwrap(),
+        "ssh-ed25519 two\n"
+    );
 }

@@ -12,25 +12,44 @@ const HEALED_WITHIN: Duration = Duration::from_secs(30);
 fn a_container_mounts_and_either_host_may_go() {
     let cluster = Cluster::two_hosts();
     let docker = Docker::start(&cluster);
-    let container = docker.run(&cluster, &RunOptions { may_mount: true, ..Default::default() });
-    container.sh("[ -e /dev/fuse ] || mknod /dev/fuse c 10 229").ok();
-    container.sh("mkdir /v01 && mount.mortar gfs01:/v01 /v01").ok();
+    let container = docker.run(
+        &cluster,
+        &RunOptions {
+            may_mount: true,
+            ..Default::default()
+        },
+    );
+    container
+        .sh("[ -e /dev/fuse ] || mknod /dev/fuse c 10 229")
+        .ok();
+    container
+        .sh("mkdir /v01 && mount.mortar gfs01:/v01 /v01")
+        .ok();
     container.sh("cd /v01 && touch a b").ok();
 
     for (down, stays, name) in [("gfs01", "gfs02", "c"), ("gfs02", "gfs01", "d")] {
         cluster.host(down).shut_down();
         let touched = container.sh(&format!("touch /v01/{name}"));
-        assert!(touched.took < AT_ONCE, "with {down} away, touch took {:?}", touched.took);
+        assert!(
+            touched.took < AT_ONCE,
+            "with {down} away, touch took {:?}",
+            touched.took
+        );
         touched.ok();
         assert!(cluster.brick(stays).join(name).is_file());
         assert!(!cluster.brick(down).join(name).exists());
         cluster.host(down).start_brickd();
         let healed = cluster.brick(down).join(name);
-        wait_until(HEALED_WITHIN, &format!("{name} appears on {down}"), || healed.is_file());
+        wait_until(HEALED_WITHIN, &format!("{name} appears on {down}"), || {
+            healed.is_file()
+        });
         cluster.assert_healed_and_equal();
     }
     let listed = container.sh("ls /v01").ok();
-    assert_eq!(listed.split_whitespace().collect::<Vec<_>>(), ["a", "b", "c", "d"]);
+    assert_eq!(
+        listed.split_whitespace().collect::<Vec<_>>(),
+        ["a", "b", "c", "d"]
+    );
     container.sh("umount /v01").ok();
     cluster.assert_logs_clean(&[]);
 }
@@ -42,8 +61,14 @@ fn two_containers_share_a_bind_mount_and_no_key_is_lost() {
     let docker = Docker::start(&cluster);
     let mount = cluster.mount("client", "gfs01:/v01", "");
     let binds = vec![(mount.path().to_owned(), "/data".to_owned())];
-    let options = RunOptions { binds, ..Default::default() };
-    let containers = [docker.run(&cluster, &options), docker.run(&cluster, &options)];
+    let options = RunOptions {
+        binds,
+        ..Default::default()
+    };
+    let containers = [
+        docker.run(&cluster, &options),
+        docker.run(&cluster, &options),
+    ];
     let mut writers: Vec<Running> = containers
         .iter()
         .enumerate()
@@ -55,7 +80,9 @@ fn two_containers_share_a_bind_mount_and_no_key_is_lost() {
         })
         .collect();
     let keys = cluster.brick("gfs02").join("authorized_keys");
-    wait_until(Duration::from_secs(30), "both append", || tests::outage::size_of(&keys) > 500);
+    wait_until(Duration::from_secs(30), "both append", || {
+        tests::outage::size_of(&keys) > 500
+    });
     cluster.host("gfs01").kill_brickd();
     for writer in writers.drain(..) {
         writer.finish(Duration::from_secs(120)).ok();
@@ -68,7 +95,11 @@ fn two_containers_share_a_bind_mount_and_no_key_is_lost() {
     lines.sort_unstable();
     lines.dedup();
     assert_eq!(lines.len(), 2 * KEYS, "keys are lost or doubled");
-    assert!(lines.iter().all(|line| line.starts_with("ssh-ed25519 key-")));
+    assert!(
+        lines
+            .iter()
+            .all(|line| line.starts_with("ssh-ed25519 key-"))
+    );
     cluster.wait_in_sync(VOLUME);
     cluster.assert_healed_and_equal();
     drop(containers);

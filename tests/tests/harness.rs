@@ -25,7 +25,9 @@ fn hosts_reach_each_other_by_name_until_the_cable_is_cut() {
     cluster.host("gfs02").cut_link();
     assert!(!pings(&cluster, "gfs01", "gfs02"));
     cluster.host("gfs02").restore_link();
-    wait_until(SOON, "the cable works again", || pings(&cluster, "gfs01", "gfs02"));
+    wait_until(SOON, "the cable works again", || {
+        pings(&cluster, "gfs01", "gfs02")
+    });
     cluster.host("gfs02").drop_incoming();
     assert!(!pings(&cluster, "gfs01", "gfs02"));
     cluster.host("gfs02").drop_nothing();
@@ -39,12 +41,20 @@ fn hosts_reach_each_other_by_name_until_the_cable_is_cut() {
 
 #[test]
 fn two_clusters_do_not_see_each_other_nor_the_machine() {
-    let (one, other) = (Cluster::new(&["gfs01", "gfs02"]), Cluster::new(&["gfs01", "gfs02"]));
+    let (one, other) = (
+        Cluster::new(&["gfs01", "gfs02"]),
+        Cluster::new(&["gfs01", "gfs02"]),
+    );
     assert!(pings(&one, "gfs01", "gfs02") && pings(&other, "gfs01", "gfs02"));
     let address = other.host("gfs02").address.to_string();
-    assert!(!pings(&one, "gfs01", &address) || one.host("gfs02").address == other.host("gfs02").address);
+    assert!(
+        !pings(&one, "gfs01", &address) || one.host("gfs02").address == other.host("gfs02").address
+    );
     let hosts = std::fs::read_to_string("/etc/hosts").unwrap();
-    assert!(!hosts.contains("gfs01"), "the machine's own /etc/hosts was changed");
+    assert!(
+        !hosts.contains("gfs01"),
+        "the machine's own /etc/hosts was changed"
+    );
 }
 
 #[test]
@@ -54,7 +64,8 @@ fn a_mount_made_on_a_host_is_seen_by_the_test_and_by_later_programs_of_the_host(
     let point = host.dir.join("mnt");
     std::fs::create_dir(&point).unwrap();
     let point = point.display();
-    host.run(&format!("mount -t tmpfs tmpfs {point}"), SOON).ok();
+    host.run(&format!("mount -t tmpfs tmpfs {point}"), SOON)
+        .ok();
     host.run(&format!("touch {point}/seen"), SOON).ok();
     assert!(Path::new(&format!("{point}/seen")).exists());
     let mut umount = Command::new("umount");
@@ -75,7 +86,10 @@ fn shutting_a_host_down_ends_all_its_processes_and_no_others() {
     let mut first = Process::start(sleep("gfs01"), &log);
     let mut other = Process::start(sleep("gfs02"), &log);
     wait_until(SOON, "they run", || {
-        cluster.hosts().iter().all(|host| !host.processes().is_empty())
+        cluster
+            .hosts()
+            .iter()
+            .all(|host| !host.processes().is_empty())
     });
     cluster.host("gfs01").shut_down();
     first.wait(SOON);
@@ -91,7 +105,8 @@ fn nothing_of_a_cluster_is_left_after_a_panic() {
         let host = cluster.host("gfs01");
         let point = host.dir.join("mnt");
         std::fs::create_dir(&point).unwrap();
-        host.run(&format!("mount -t tmpfs tmpfs {}", point.display()), SOON).ok();
+        host.run(&format!("mount -t tmpfs tmpfs {}", point.display()), SOON)
+            .ok();
         let mut sleep = host.command("sleep");
         sleep.arg("600");
         let running = Running::start(sleep);
@@ -106,13 +121,21 @@ fn nothing_of_a_cluster_is_left_after_a_panic() {
     assert!(!base.exists(), "{} is still there", base.display());
     let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap();
     assert!(!mounts.contains(base.to_str().unwrap()));
-    let id = base.file_name().unwrap().to_str().unwrap().trim_start_matches("mortar-");
+    let id = base
+        .file_name()
+        .unwrap()
+        .to_str()
+        .unwrap()
+        .trim_start_matches("mortar-");
     let namespaces = std::fs::read_dir("/run/netns").unwrap().flatten();
     let named = namespaces.filter(|name| name.file_name().to_str().unwrap().starts_with(id));
     assert_eq!(named.count(), 0);
     assert_eq!(processes.len(), 1);
     let state = std::fs::read_to_string(format!("/proc/{}/stat", processes[0]));
-    assert!(state.map_or(true, |state| state.contains(") Z ")), "a process is left");
+    assert!(
+        state.map_or(true, |state| state.contains(") Z ")),
+        "a process is left"
+    );
 }
 
 #[test]
@@ -130,10 +153,20 @@ fn a_command_that_hangs_is_an_error_not_a_standstill() {
 fn a_container_is_on_the_clusters_network() {
     let cluster = Cluster::new(&["gfs01"]);
     let docker = Docker::start(&cluster);
-    let container = docker.run(&cluster, &RunOptions { may_mount: true, ..Default::default() });
-    container.sh("[ -e /dev/fuse ] || mknod /dev/fuse c 10 229").ok();
+    let container = docker.run(
+        &cluster,
+        &RunOptions {
+            may_mount: true,
+            ..Default::default()
+        },
+    );
+    container
+        .sh("[ -e /dev/fuse ] || mknod /dev/fuse c 10 229")
+        .ok();
     assert!(container.sh("cat /etc/hosts").ok().contains("gfs01"));
-    container.sh("mount -t tmpfs tmpfs /mnt && touch /mnt/a && umount /mnt").ok();
+    container
+        .sh("mount -t tmpfs tmpfs /mnt && touch /mnt/a && umount /mnt")
+        .ok();
     let address = container.cable.address.to_string();
     assert!(pings(&cluster, "gfs01", &address));
 }

@@ -30,8 +30,7 @@ fn write_big(path: &Path, bytes: u64) {
 
 #[test]
 fn a_heal_moves_what_changed_and_not_the_tree() {
-    let (files, changed, big) =
-        scale::pick((2_000, 50, 256 * MIB), (10_000, 100, 1024 * MIB));
+    let (files, changed, big) = scale::pick((2_000, 50, 256 * MIB), (10_000, 100, 1024 * MIB));
     let cluster = Cluster::two_hosts();
     let mount = cluster.mount("client", "gfs01:/v01", "");
     for number in 0..files {
@@ -50,7 +49,8 @@ fn a_heal_moves_what_changed_and_not_the_tree() {
     }
     let file = File::options().write(true).open(mount.join("big")).unwrap();
     for place in 0..PLACES {
-        file.write_all_at(&[b'!'; PIECE], place * (big / PLACES) + 12_345).unwrap();
+        file.write_all_at(&[b'!'; PIECE], place * (big / PLACES) + 12_345)
+            .unwrap();
     }
     file.sync_all().unwrap();
     drop(file);
@@ -87,7 +87,10 @@ fn new_files_heal_in_less_than_ten_seconds() {
     cluster.host("gfs02").start_brickd();
     cluster.wait_healed(VOLUME);
     let took = start.elapsed();
-    println!("heal of {FILES} new files and 200 MiB: {} ms", took.as_millis());
+    println!(
+        "heal of {FILES} new files and 200 MiB: {} ms",
+        took.as_millis()
+    );
     let limit = scale::build_time(Duration::from_secs(10));
     assert!(took < limit, "the heal took {took:?}, more than {limit:?}");
     cluster.assert_healed_and_equal();
@@ -100,13 +103,21 @@ fn a_heal_that_is_interrupted_goes_on_under_live_writes() {
     write_big(&mount.join("live"), 8 * MIB);
     cluster.host("gfs02").kill_brickd();
     for number in 0..300 {
-        fs::write(mount.join(format!("f{number}")), vec![number as u8; 64 << 10]).unwrap();
+        fs::write(
+            mount.join(format!("f{number}")),
+            vec![number as u8; 64 << 10],
+        )
+        .unwrap();
     }
-    let mut live = File::options().write(true).open(mount.join("live")).unwrap();
+    let mut live = File::options()
+        .write(true)
+        .open(mount.join("live"))
+        .unwrap();
     for round in 0..3u64 {
         cluster.host("gfs02").start_brickd();
         for step in 0..20u64 {
-            live.seek(SeekFrom::Start((round * 20 + step) * 100_003)).unwrap();
+            live.seek(SeekFrom::Start((round * 20 + step) * 100_003))
+                .unwrap();
             live.write_all(&[round as u8; 10_000]).unwrap();
             fs::rename(
                 mount.join(format!("f{}", round * 20 + step)),

@@ -36,8 +36,9 @@ fn end(cluster: &Cluster, mount: Mount) {
 
 fn names(folder: &Path) -> Vec<String> {
     let entries = fs::read_dir(folder).unwrap();
-    let mut names: Vec<_> =
-        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    let mut names: Vec<_> = entries
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
     names.sort();
     names
 }
@@ -47,7 +48,10 @@ fn files_are_made_written_read_truncated_and_removed() {
     let (cluster, mount) = mounted();
     let path = mount.join("file");
     let mut file = File::create_new(&path).unwrap();
-    assert_eq!(File::create_new(&path).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(
+        File::create_new(&path).unwrap_err().kind(),
+        ErrorKind::AlreadyExists
+    );
     file.write_all(b"0123456789").unwrap();
     file.write_all_at(b"AB", 4).unwrap();
     file.sync_all().unwrap();
@@ -73,7 +77,12 @@ fn files_are_made_written_read_truncated_and_removed() {
 fn an_unlinked_open_file_lives_until_it_is_closed() {
     let (cluster, mount) = mounted();
     let path = mount.join("gone");
-    let mut file = OpenOptions::new().create(true).read(true).write(true).open(&path).unwrap();
+    let mut file = OpenOptions::new()
+        .create_new(true)
+        .read(true)
+        .write(true)
+        .open(&path)
+        .unwrap();
     file.write_all(b"still here").unwrap();
     fs::remove_file(&path).unwrap();
     fs::write(&path, "another").unwrap();
@@ -87,7 +96,10 @@ fn an_unlinked_open_file_lives_until_it_is_closed() {
     text.clear();
     file.seek(SeekFrom::Start(0)).unwrap();
     file.read_to_string(&mut text).unwrap();
-    assert_eq!(text, "still here, and written", "an orphan does not survive the failover");
+    assert_eq!(
+        text, "still here, and written",
+        "an orphan does not survive the failover"
+    );
     drop(file);
     assert_eq!(fs::read_to_string(&path).unwrap(), "another");
 }
@@ -98,7 +110,10 @@ fn directories_are_made_listed_and_removed() {
     let (cluster, mount) = mounted();
     fs::create_dir_all(mount.join("a/b/c")).unwrap();
     assert_eq!(fs::metadata(mount.join("a")).unwrap().nlink(), 3);
-    assert_eq!(fs::create_dir(mount.join("a")).unwrap_err().kind(), ErrorKind::AlreadyExists);
+    assert_eq!(
+        fs::create_dir(mount.join("a")).unwrap_err().kind(),
+        ErrorKind::AlreadyExists
+    );
     let not_empty = fs::remove_dir(mount.join("a")).unwrap_err();
     assert_eq!(not_empty.kind(), ErrorKind::DirectoryNotEmpty);
     fs::remove_dir(mount.join("a/b/c")).unwrap();
@@ -109,9 +124,17 @@ fn directories_are_made_listed_and_removed() {
     }
     let listed = names(&folder);
     assert_eq!(listed.len(), FILES);
-    assert!(listed.iter().enumerate().all(|(number, name)| *name == format!("{number:05}")));
+    assert!(
+        listed
+            .iter()
+            .enumerate()
+            .all(|(number, name)| *name == format!("{number:05}"))
+    );
     assert!(!names(mount.path()).contains(&".mortar".to_owned()));
-    assert_eq!(fs::metadata(mount.join(".mortar")).unwrap_err().kind(), ErrorKind::NotFound);
+    assert_eq!(
+        fs::metadata(mount.join(".mortar")).unwrap_err().kind(),
+        ErrorKind::NotFound
+    );
     end(&cluster, mount);
 }
 
@@ -132,9 +155,15 @@ fn rename_replaces_refuses_exchanges_and_leaves_a_whiteout() {
     assert_eq!(fs::read_to_string(b.join("inside")).unwrap(), "x");
     renameat_with(CWD, &d, CWD, &a, RenameFlags::WHITEOUT).unwrap();
     let whiteout = fs::symlink_metadata(&d).unwrap();
-    assert_eq!((whiteout.mode() & 0o170_000, whiteout.rdev()), (0o020_000, 0));
+    assert_eq!(
+        (whiteout.mode() & 0o170_000, whiteout.rdev()),
+        (0o020_000, 0)
+    );
     let into_itself = fs::rename(&b, b.join("below")).unwrap_err();
-    assert_eq!(into_itself.raw_os_error(), Some(Errno::INVAL.raw_os_error()));
+    assert_eq!(
+        into_itself.raw_os_error(),
+        Some(Errno::INVAL.raw_os_error())
+    );
     end(&cluster, mount);
 }
 
@@ -144,13 +173,19 @@ fn links_symlinks_and_special_files() {
     fs::write(mount.join("a"), "a").unwrap();
     fs::create_dir(mount.join("d")).unwrap();
     fs::hard_link(mount.join("a"), mount.join("d/b")).unwrap();
-    let (a, b) = (fs::metadata(mount.join("a")).unwrap(), fs::metadata(mount.join("d/b")).unwrap());
+    let (a, b) = (
+        fs::metadata(mount.join("a")).unwrap(),
+        fs::metadata(mount.join("d/b")).unwrap(),
+    );
     assert_eq!((a.ino(), a.nlink()), (b.ino(), 2));
     fs::remove_file(mount.join("a")).unwrap();
     assert_eq!(fs::metadata(mount.join("d/b")).unwrap().nlink(), 1);
     let long = "x/".repeat(2000);
     symlink(&long, mount.join("s")).unwrap();
-    assert_eq!(fs::read_link(mount.join("s")).unwrap().as_os_str(), OsStr::new(&long));
+    assert_eq!(
+        fs::read_link(mount.join("s")).unwrap().as_os_str(),
+        OsStr::new(&long)
+    );
     let made = [
         ("fifo", FileType::Fifo, 0),
         ("socket", FileType::Socket, 0),
@@ -158,12 +193,23 @@ fn links_symlinks_and_special_files() {
         ("disk", FileType::BlockDevice, rustix::fs::makedev(7, 99)),
     ];
     for (name, kind, device) in made {
-        mknodat(CWD, mount.join(name), kind, Mode::from_raw_mode(0o600), device).unwrap();
+        mknodat(
+            CWD,
+            mount.join(name),
+            kind,
+            Mode::from_raw_mode(0o600),
+            device,
+        )
+        .unwrap();
         let meta = fs::symlink_metadata(mount.join(name)).unwrap();
         assert_eq!(FileType::from_raw_mode(meta.mode()), kind, "{name}");
         assert_eq!(meta.rdev(), device, "{name}");
         let on_brick = fs::symlink_metadata(cluster.brick("gfs01").join(name)).unwrap();
-        assert_eq!(on_brick.rdev(), 0, "{name} is a working device on the brick");
+        assert_eq!(
+            on_brick.rdev(),
+            0,
+            "{name} is a working device on the brick"
+        );
     }
     end(&cluster, mount);
 }
@@ -176,24 +222,54 @@ fn attributes_are_set_and_kept_over_a_remount() {
     fs::set_permissions(&path, Permissions::from_mode(0o4751)).unwrap();
     std::os::unix::fs::chown(&path, Some(1234), Some(5678)).unwrap();
     fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
-    let at = |secs| Timespec { tv_sec: secs, tv_nsec: 123_456_789 };
-    let times = Timestamps { last_access: at(1_000_000_000), last_modification: at(-5) };
+    let at = |secs| Timespec {
+        tv_sec: secs,
+        tv_nsec: 123_456_789,
+    };
+    let times = Timestamps {
+        last_access: at(1_000_000_000),
+        last_modification: at(-5),
+    };
     utimensat(CWD, &path, &times, AtFlags::empty()).unwrap();
     let before = fs::metadata(&path).unwrap();
-    assert_eq!((before.mode() & 0o7777, before.uid(), before.gid()), (0o640, 1234, 5678));
+    assert_eq!(
+        (before.mode() & 0o7777, before.uid(), before.gid()),
+        (0o640, 1234, 5678)
+    );
     assert_eq!((before.mtime(), before.mtime_nsec()), (-5, 123_456_789));
     assert_eq!(before.atime(), 1_000_000_000);
     mount.unmount();
     let mount = cluster.mount("client", "gfs02:/v01", "");
     let after = fs::metadata(mount.join("file")).unwrap();
     assert_eq!(
-        (after.ino(), after.ctime(), after.ctime_nsec(), after.mtime(), after.nlink()),
-        (before.ino(), before.ctime(), before.ctime_nsec(), before.mtime(), before.nlink())
+        (
+            after.ino(),
+            after.ctime(),
+            after.ctime_nsec(),
+            after.mtime(),
+            after.nlink()
+        ),
+        (
+            before.ino(),
+            before.ctime(),
+            before.ctime_nsec(),
+            before.mtime(),
+            before.nlink()
+        )
     );
-    let now = Timespec { tv_sec: 0, tv_nsec: UTIME_NOW };
-    let times = Timestamps { last_access: now, last_modification: now };
+    let now = Timespec {
+        tv_sec: 0,
+        tv_nsec: UTIME_NOW,
+    };
+    let times = Timestamps {
+        last_access: now,
+        last_modification: now,
+    };
     utimensat(CWD, mount.join("file"), &times, AtFlags::empty()).unwrap();
-    let touched = fs::metadata(mount.join("file")).unwrap().modified().unwrap();
+    let touched = fs::metadata(mount.join("file"))
+        .unwrap()
+        .modified()
+        .unwrap();
     assert!(touched.elapsed().map_or(true, |since| since < SOON));
     assert!(SystemTime::now().duration_since(touched).is_ok() || touched.elapsed().is_err());
     end(&cluster, mount);
@@ -210,7 +286,15 @@ fn st_ino_ctime_and_nlink_survive_a_failover() {
         let meta = |number| fs::metadata(mount.join(format!("d/f{number}"))).unwrap();
         (0..20)
             .map(meta)
-            .map(|meta| (meta.ino(), meta.nlink(), meta.ctime(), meta.ctime_nsec(), meta.mtime_nsec()))
+            .map(|meta| {
+                (
+                    meta.ino(),
+                    meta.nlink(),
+                    meta.ctime(),
+                    meta.ctime_nsec(),
+                    meta.mtime_nsec(),
+                )
+            })
             .collect()
     };
     let before = seen();
@@ -224,19 +308,35 @@ fn xattrs_and_acls() {
     let (cluster, mount) = mounted();
     let path = mount.join("file");
     fs::write(&path, "x").unwrap();
-    for (name, value) in [("user.one", b"1".as_slice()), ("trusted.two", b""), ("user.big", &[b'x'; 1500])] {
+    for (name, value) in [
+        ("user.one", b"1".as_slice()),
+        ("trusted.two", b""),
+        ("user.big", &[b'x'; 1500]),
+    ] {
         setxattr(&path, name, value, XattrFlags::CREATE).unwrap();
         let mut read = vec![0u8; 4096];
         let len = getxattr(&path, name, &mut read[..]).unwrap();
         assert_eq!(&read[..len], value, "{name}");
     }
-    assert_eq!(setxattr(&path, "user.one", b"2", XattrFlags::CREATE), Err(Errno::EXIST));
-    assert_eq!(setxattr(&path, "user.none", b"2", XattrFlags::REPLACE), Err(Errno::NODATA));
+    assert_eq!(
+        setxattr(&path, "user.one", b"2", XattrFlags::CREATE),
+        Err(Errno::EXIST)
+    );
+    assert_eq!(
+        setxattr(&path, "user.none", b"2", XattrFlags::REPLACE),
+        Err(Errno::NODATA)
+    );
     let mut list = vec![0u8; 4096];
     let len = listxattr(&path, &mut list[..]).unwrap();
     let listed = String::from_utf8_lossy(&list[..len]).into_owned();
-    assert!(listed.contains("user.one") && listed.contains("trusted.two"), "{listed}");
-    assert!(!listed.contains("mortar"), "Mortar's own attribute is visible: {listed}");
+    assert!(
+        listed.contains("user.one") && listed.contains("trusted.two"),
+        "{listed}"
+    );
+    assert!(
+        !listed.contains("mortar"),
+        "Mortar's own attribute is visible: {listed}"
+    );
     removexattr(&path, "user.one").unwrap();
     assert_eq!(removexattr(&path, "user.one"), Err(Errno::NODATA));
     let own = getxattr(&path, "trusted.mortar", &mut list[..]);
@@ -245,10 +345,17 @@ fn xattrs_and_acls() {
     fs::create_dir(mount.join("d")).unwrap();
     let point = mount.path().display();
     let host = cluster.host("client");
-    host.run(&format!("setfacl -m u:1001:rw,d:u:1002:rwx {point}/d"), SOON).ok();
-    host.run(&format!("setfacl -m g:1003:r {point}/file"), SOON).ok();
+    host.run(
+        &format!("setfacl -m u:1001:rw,d:u:1002:rwx {point}/d"),
+        SOON,
+    )
+    .ok();
+    host.run(&format!("setfacl -m g:1003:r {point}/file"), SOON)
+        .ok();
     fs::write(mount.join("d/inherits"), "x").unwrap();
-    let acl = host.run(&format!("getfacl -npc {point}/d/inherits"), SOON).ok();
+    let acl = host
+        .run(&format!("getfacl -npc {point}/d/inherits"), SOON)
+        .ok();
     assert!(acl.contains("user:1002:rwx"), "{acl}");
     end(&cluster, mount);
 }
@@ -264,17 +371,40 @@ fn ordinary_users_get_what_permissions_allow_and_setuid_is_cleared() {
     let host = cluster.host("client");
     let as_nobody = |script: &str| {
         let mut command = host.command("setpriv");
-        command.args(["--reuid", "65534", "--regid", "65534", "--clear-groups", "/bin/sh", "-c", script]);
+        command.args([
+            "--reuid",
+            "65534",
+            "--regid",
+            "65534",
+            "--clear-groups",
+            "/bin/sh",
+            "-c",
+            script,
+        ]);
         run(command, SOON)
     };
-    as_nobody(&format!("echo mine > {point}/open/file && cat {point}/open/file")).ok();
+    as_nobody(&format!(
+        "echo mine > {point}/open/file && cat {point}/open/file"
+    ))
+    .ok();
     assert_eq!(fs::metadata(mount.join("open/file")).unwrap().uid(), 65534);
-    assert!(as_nobody(&format!("cat {point}/secret")).refused().contains("denied"));
-    assert!(as_nobody(&format!("rm -f {point}/secret")).refused().contains("denied"));
+    assert!(
+        as_nobody(&format!("cat {point}/secret"))
+            .refused()
+            .contains("denied")
+    );
+    assert!(
+        as_nobody(&format!("rm -f {point}/secret"))
+            .refused()
+            .contains("denied")
+    );
     fs::write(mount.join("open/suid"), "x").unwrap();
     fs::set_permissions(mount.join("open/suid"), Permissions::from_mode(0o6777)).unwrap();
     as_nobody(&format!("echo changed >> {point}/open/suid")).ok();
-    assert_eq!(fs::metadata(mount.join("open/suid")).unwrap().mode() & 0o7777, 0o777);
+    assert_eq!(
+        fs::metadata(mount.join("open/suid")).unwrap().mode() & 0o7777,
+        0o777
+    );
     end(&cluster, mount);
 }
 
@@ -282,8 +412,13 @@ fn ordinary_users_get_what_permissions_allow_and_setuid_is_cleared() {
 fn holes_are_made_found_and_copied() {
     const MIB: u64 = 1 << 20;
     let (cluster, mount) = mounted();
-    let mut file = File::options().create(true).read(true).write(true).truncate(true)
-        .open(mount.join("file")).unwrap();
+    let mut file = File::options()
+        .create(true)
+        .read(true)
+        .write(true)
+        .truncate(true)
+        .open(mount.join("file"))
+        .unwrap();
     fallocate(&file, FallocateFlags::KEEP_SIZE, 0, MIB).unwrap();
     assert_eq!(file.metadata().unwrap().len(), 0);
     file.write_all(&vec![b'x'; 2 * MIB as usize]).unwrap();
@@ -296,10 +431,16 @@ fn holes_are_made_found_and_copied() {
         at if at < MIB + 4096 => 0,
         _ => b'x',
     };
-    assert!(content.len() as u64 == 2 * MIB && content.iter().enumerate().all(|(at, byte)| *byte == expected(at)));
+    assert!(
+        content.len() as u64 == 2 * MIB
+            && content
+                .iter()
+                .enumerate()
+                .all(|(at, byte)| *byte == expected(at))
+    );
     file.set_len(8 * MIB).unwrap();
     let data = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(MIB / 2)).unwrap();
-    assert!(data >= MIB / 2 && data <= 2 * MIB);
+    assert!((MIB / 2..=2 * MIB).contains(&data));
     let hole = rustix::fs::seek(&file, rustix::fs::SeekFrom::Hole(MIB + MIB / 2)).unwrap();
     assert!((2 * MIB..=8 * MIB).contains(&hole));
     fs::copy(mount.join("file"), mount.join("copy")).unwrap();
@@ -313,7 +454,14 @@ fn holes_are_made_found_and_copied() {
 fn names_may_be_anything_a_disk_takes() {
     let (cluster, mount) = mounted();
     let longest = [b'n'; 255];
-    let odd: [&[u8]; 6] = [b"new\nline", b"\xff\xfe not utf-8", b" ", b"-rf", "名前".as_bytes(), &longest];
+    let odd: [&[u8]; 6] = [
+        b"new\nline",
+        b"\xff\xfe not utf-8",
+        b" ",
+        b"-rf",
+        "名前".as_bytes(),
+        &longest,
+    ];
     for name in odd {
         fs::write(mount.join(OsStr::from_bytes(name)), name).unwrap();
     }
@@ -321,7 +469,10 @@ fn names_may_be_anything_a_disk_takes() {
         assert_eq!(fs::read(mount.join(OsStr::from_bytes(name))).unwrap(), name);
     }
     let too_long = fs::write(mount.join(OsStr::from_bytes(&[b'n'; 256])), "").unwrap_err();
-    assert_eq!(too_long.raw_os_error(), Some(Errno::NAMETOOLONG.raw_os_error()));
+    assert_eq!(
+        too_long.raw_os_error(),
+        Some(Errno::NAMETOOLONG.raw_os_error())
+    );
     assert_eq!(fs::read_dir(mount.path()).unwrap().count(), odd.len());
     end(&cluster, mount);
 }
@@ -329,30 +480,44 @@ fn names_may_be_anything_a_disk_takes() {
 #[test]
 fn two_mounts_see_each_others_changes() {
     let cluster = Cluster::two_hosts();
-    let (one, two) = (cluster.mount("client", "gfs01:/v01", ""), cluster.mount("client", "gfs02:/v01", ""));
+    let (one, two) = (
+        cluster.mount("client", "gfs01:/v01", ""),
+        cluster.mount("client", "gfs02:/v01", ""),
+    );
     fs::write(one.join("a"), "from one").unwrap();
     assert_eq!(fs::read_to_string(two.join("a")).unwrap(), "from one");
     fs::write(two.join("a"), "from two, longer").unwrap();
-    assert_eq!(fs::read_to_string(one.join("a")).unwrap(), "from two, longer");
+    assert_eq!(
+        fs::read_to_string(one.join("a")).unwrap(),
+        "from two, longer"
+    );
     fs::create_dir(one.join("d")).unwrap();
     fs::rename(one.join("a"), one.join("d/b")).unwrap();
     wait_until(SEEN_WITHIN, "the other mount sees the rename", || {
         two.join("d/b").exists() && !two.join("a").exists()
     });
     fs::remove_file(two.join("d/b")).unwrap();
-    wait_until(SEEN_WITHIN, "the other mount sees the unlink", || !one.join("d/b").exists());
+    wait_until(SEEN_WITHIN, "the other mount sees the unlink", || {
+        !one.join("d/b").exists()
+    });
 }
 
 #[test]
 fn locks_hold_between_mounts_and_a_locked_counter_loses_nothing() {
     const ROUNDS: usize = 200;
     let cluster = Cluster::two_hosts();
-    let mounts = [cluster.mount("client", "gfs01:/v01", ""), cluster.mount("client", "gfs02:/v01", "")];
+    let mounts = [
+        cluster.mount("client", "gfs01:/v01", ""),
+        cluster.mount("client", "gfs02:/v01", ""),
+    ];
     fs::write(mounts[0].join("counter"), "0").unwrap();
     let held = File::open(mounts[0].join("counter")).unwrap();
     flock(&held, FlockOperation::LockExclusive).unwrap();
     let other = File::open(mounts[1].join("counter")).unwrap();
-    assert_eq!(flock(&other, FlockOperation::NonBlockingLockExclusive), Err(Errno::WOULDBLOCK));
+    assert_eq!(
+        flock(&other, FlockOperation::NonBlockingLockExclusive),
+        Err(Errno::WOULDBLOCK)
+    );
     flock(&held, FlockOperation::Unlock).unwrap();
     flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
     drop((held, other));
@@ -367,7 +532,8 @@ fn locks_hold_between_mounts_and_a_locked_counter_loses_nothing() {
                     let mut text = [0u8; 16];
                     let len = file.read_at(&mut text, 0).unwrap();
                     let count: usize = std::str::from_utf8(&text[..len]).unwrap().parse().unwrap();
-                    file.write_all_at((count + 1).to_string().as_bytes(), 0).unwrap();
+                    file.write_all_at((count + 1).to_string().as_bytes(), 0)
+                        .unwrap();
                     flock(&file, FlockOperation::Unlock).unwrap();
                 }
             });
@@ -404,10 +570,19 @@ fn read_only_and_subdirectory_mounts() {
     let up = fs::canonicalize(sub.join("..")).unwrap();
     assert_eq!(up, sub.path().parent().unwrap());
     let ro = cluster.mount("client", "gfs01:/v01", "ro");
-    assert_eq!(fs::write(ro.join("no"), "x").unwrap_err().kind(), ErrorKind::ReadOnlyFilesystem);
+    assert_eq!(
+        fs::write(ro.join("no"), "x").unwrap_err().kind(),
+        ErrorKind::ReadOnlyFilesystem
+    );
     assert_eq!(fs::read_to_string(ro.join("sub/dir/file")).unwrap(), "x");
     let missing = cluster.host("client").try_mount("gfs01:/v01/none", "");
-    assert!(missing.err().expect("no such folder").refused().contains("none"));
+    assert!(
+        missing
+            .err()
+            .expect("no such folder")
+            .refused()
+            .contains("none")
+    );
 }
 
 #[test]

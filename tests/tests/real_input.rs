@@ -21,8 +21,15 @@ fn shell(script: &str, folder: &Path) -> Command {
     command.args(["-c", script]).current_dir(folder);
     // A repository that belongs to another user is cloned all the same.
     command.env("GIT_CONFIG_COUNT", "1");
-    command.env("GIT_CONFIG_KEY_0", "safe.directory").env("GIT_CONFIG_VALUE_0", "*");
-    for name in ["CARGO_TARGET_DIR", "CARGO_BUILD_TARGET_DIR", "RUSTFLAGS", "GIT_DIR"] {
+    command
+        .env("GIT_CONFIG_KEY_0", "safe.directory")
+        .env("GIT_CONFIG_VALUE_0", "*");
+    for name in [
+        "CARGO_TARGET_DIR",
+        "CARGO_BUILD_TARGET_DIR",
+        "RUSTFLAGS",
+        "GIT_DIR",
+    ] {
         command.env_remove(name);
     }
     command
@@ -69,9 +76,13 @@ fn tar_brings_source_files_in_and_out() {
     trees::copy_sources(&input, files);
     let script = format!("tar -C '{}' -cf - . | tar -xf -", input.display());
     let brick = cluster.brick("gfs02");
-    through_an_outage(&cluster, "gfs01", shell(&script, mount.path()), within(), || {
-        files_below(&brick) > files / 4
-    });
+    through_an_outage(
+        &cluster,
+        "gfs01",
+        shell(&script, mount.path()),
+        within(),
+        || files_below(&brick) > files / 4,
+    );
     let back = format!("tar -C '{}' -cf - . | tar -xf -", mount.path().display());
     run(shell(&back, &output), within()).ok();
     let diff = format!("diff -r '{}' '{}'", input.display(), output.display());
@@ -87,11 +98,22 @@ fn rsync_says_that_nothing_differs() {
     trees::copy_sources(&input, files);
     let copy = format!("rsync -a '{}/' ./", input.display());
     let brick = cluster.brick("gfs01");
-    through_an_outage(&cluster, "gfs02", shell(&copy, mount.path()), within(), || {
-        files_below(&brick) > files / 4
-    });
-    let check = format!("rsync -a --checksum --dry-run --itemize-changes '{}/' ./", input.display());
-    assert_eq!(run(shell(&check, mount.path()), within()).ok(), "", "rsync finds differences");
+    through_an_outage(
+        &cluster,
+        "gfs02",
+        shell(&copy, mount.path()),
+        within(),
+        || files_below(&brick) > files / 4,
+    );
+    let check = format!(
+        "rsync -a --checksum --dry-run --itemize-changes '{}/' ./",
+        input.display()
+    );
+    assert_eq!(
+        run(shell(&check, mount.path()), within()).ok(),
+        "",
+        "rsync finds differences"
+    );
     end(&cluster, mount);
 }
 
@@ -106,13 +128,20 @@ fn sqlite(journal: &str, grows: &str) {
          | sqlite3 -bail db"
     );
     let file = cluster.brick("gfs02").join(grows);
-    let ran = through_an_outage(&cluster, "gfs01", shell(&script, mount.path()), within(), || {
-        size_of(&file) > 100_000
-    });
+    let ran = through_an_outage(
+        &cluster,
+        "gfs01",
+        shell(&script, mount.path()),
+        within(),
+        || size_of(&file) > 100_000,
+    );
     assert_eq!(ran.stdout.trim(), journal);
     let check = "sqlite3 db 'PRAGMA integrity_check; SELECT count(*), max(n) FROM t;'";
     let said = run(shell(check, mount.path()), within()).ok();
-    assert_eq!(said.trim(), format!("ok\n{transactions}|{}", transactions - 1));
+    assert_eq!(
+        said.trim(),
+        format!("ok\n{transactions}|{}", transactions - 1)
+    );
     end(&cluster, mount);
 }
 
@@ -141,9 +170,13 @@ fn cargo_builds_in_the_mount() {
             .to_owned()
     };
     let target = cluster.brick("gfs02").join("w/target/debug");
-    let ran = through_an_outage(&cluster, "gfs01", shell(&script, mount.path()), within(), || {
-        files_below(&target) > 2
-    });
+    let ran = through_an_outage(
+        &cluster,
+        "gfs01",
+        shell(&script, mount.path()),
+        within(),
+        || files_below(&target) > 2,
+    );
     if !scale::is_full() {
         assert_eq!(ran.stdout.trim(), "3240");
     }
@@ -154,7 +187,8 @@ fn cargo_builds_in_the_mount() {
 fn small_crate(folder: &Path) {
     const MODULES: usize = 40;
     fs::create_dir_all(folder.join("src")).unwrap();
-    let manifest = "[package]\nname = \"small\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[workspace]\n";
+    let manifest =
+        "[package]\nname = \"small\"\nversion = \"0.1.0\"\nedition = \"2024\"\n\n[workspace]\n";
     fs::write(folder.join("Cargo.toml"), manifest).unwrap();
     let mut main = String::new();
     for number in 0..MODULES {
@@ -165,7 +199,12 @@ fn small_crate(folder: &Path) {
         fs::write(folder.join(format!("src/m{number}.rs")), module).unwrap();
         main.push_str(&format!("mod m{number};\n"));
     }
-    let calls: Vec<String> = (0..MODULES).map(|number| format!("m{number}::value({number} + 42)")).collect();
-    main.push_str(&format!("fn main() {{\n    println!(\"{{}}\", {});\n}}\n", calls.join(" + ")));
+    let calls: Vec<String> = (0..MODULES)
+        .map(|number| format!("m{number}::value({number} + 42)"))
+        .collect();
+    main.push_str(&format!(
+        "fn main() {{\n    println!(\"{{}}\", {});\n}}\n",
+        calls.join(" + ")
+    ));
     fs::write(folder.join("src/main.rs"), main).unwrap();
 }

@@ -65,7 +65,13 @@ fn measure(cluster: &Cluster, victim: &Host, fault: Fault, limit: Duration, what
 fn on_two_hosts(victim: Victim, fault: Fault, limit: Duration, what: &str) {
     let _alone = alone();
     let cluster = Cluster::two_hosts();
-    measure(&cluster, victim.find(&cluster), fault, limit, &format!("two hosts, {what}"));
+    measure(
+        &cluster,
+        victim.find(&cluster),
+        fault,
+        limit,
+        &format!("two hosts, {what}"),
+    );
 }
 
 /// Restarts the registry's leader until it is, or is not, on the primary's host.
@@ -88,13 +94,28 @@ fn on_three_peers(victim: Victim, fault: Fault, limit: Duration, what: &str) {
     lead_from(&cluster, false);
     let host = victim.find(&cluster);
     let leads = host.name == cluster.leader().name;
-    let limit = if leads { limit.max(KILLED_LEADER) } else { limit };
-    measure(&cluster, host, fault, limit, &format!("three peers, {what}"));
+    let limit = if leads {
+        limit.max(KILLED_LEADER)
+    } else {
+        limit
+    };
+    measure(
+        &cluster,
+        host,
+        fault,
+        limit,
+        &format!("three peers, {what}"),
+    );
 }
 
 #[test]
 fn two_hosts_the_primary_is_killed() {
-    on_two_hosts(Victim::Primary, Fault::Kill, KILLED_LEADER, "primary killed");
+    on_two_hosts(
+        Victim::Primary,
+        Fault::Kill,
+        KILLED_LEADER,
+        "primary killed",
+    );
 }
 
 #[test]
@@ -138,7 +159,13 @@ fn three_peers_the_primary_that_leads_the_registry_is_killed() {
     let cluster = Cluster::three_peers();
     lead_from(&cluster, true);
     let victim = cluster.primary(VOLUME);
-    measure(&cluster, victim, Fault::Kill, KILLED_LEADER, "three peers, leading primary killed");
+    measure(
+        &cluster,
+        victim,
+        Fault::Kill,
+        KILLED_LEADER,
+        "three peers, leading primary killed",
+    );
 }
 
 #[test]
@@ -161,5 +188,11 @@ fn three_peers_the_witness_is_killed() {
     let _alone = alone();
     let cluster = Cluster::three_peers();
     let witness = cluster.host("gfs03");
-    measure(&cluster, witness, Fault::Kill, KILLED, "three peers, witness killed");
+    measure(
+        &cluster,
+        witness,
+        Fault::Kill,
+        KILLED,
+        "three peers, witness killed",
+    );
 }

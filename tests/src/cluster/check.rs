@@ -140,7 +140,9 @@ fn entries_of(brick: &Path) -> BTreeMap<PathBuf, Entry> {
 
 fn sorted_names(folder: &Path) -> Vec<std::ffi::OsString> {
     let entries = fs::read_dir(folder).into_iter().flatten();
-    let mut names: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.file_name())).collect();
+    let mut names: Vec<_> = entries
+        .filter_map(|entry| Some(entry.ok()?.file_name()))
+        .collect();
     names.sort();
     names
 }
@@ -153,7 +155,10 @@ fn entry_at(brick: &Path, path: &Path, first_names: &mut HashMap<u64, PathBuf>) 
         // What a directory's size and count of links are is the disk's own business.
         (0, (PathBuf::new(), 0))
     } else {
-        let first = first_names.entry(meta.ino()).or_insert_with(|| path.to_owned()).clone();
+        let first = first_names
+            .entry(meta.ino())
+            .or_insert_with(|| path.to_owned())
+            .clone();
         (meta.size(), (first, meta.nlink()))
     };
     let mut xattrs = xattrs_of(&full);
@@ -189,7 +194,9 @@ fn xattrs_of(path: &Path) -> BTreeMap<String, Vec<u8>> {
     const LIST_MAX: usize = 64 << 10;
     let mut list = vec![0u8; LIST_MAX];
     let len = llistxattr(path, &mut list[..]).unwrap_or(0);
-    let names = list[..len].split(|byte| *byte == 0).filter(|name| !name.is_empty());
+    let names = list[..len]
+        .split(|byte| *byte == 0)
+        .filter(|name| !name.is_empty());
     names
         .map(|name| {
             let mut value = vec![0u8; LIST_MAX];
@@ -232,7 +239,10 @@ pub struct Allowed<'a> {
 /// Asserts that no log of these hosts has a WARN or ERROR line, or a panic, that is not allowed.
 #[track_caller]
 pub(super) fn assert_logs_clean(hosts: &[Host], allowed: &[Allowed<'_>]) {
-    assert!(allowed.iter().all(|one| !one.why.is_empty()), "each allowed line needs its reason");
+    assert!(
+        allowed.iter().all(|one| !one.why.is_empty()),
+        "each allowed line needs its reason"
+    );
     let mut unexpected = Vec::new();
     for log in hosts.iter().flat_map(Host::logs) {
         let text = String::from_utf8_lossy(&fs::read(&log).expect("a log")).into_owned();
@@ -244,7 +254,11 @@ pub(super) fn assert_logs_clean(hosts: &[Host], allowed: &[Allowed<'_>]) {
     }
     let count = unexpected.len();
     unexpected.truncate(LISTED_MAX);
-    assert!(count == 0, "{count} unexpected lines in the logs:\n{}", unexpected.join("\n"));
+    assert!(
+        count == 0,
+        "{count} unexpected lines in the logs:\n{}",
+        unexpected.join("\n")
+    );
 }
 
 /// Whether a log line's level is WARN or ERROR (the second word, after the time), or it tells of
@@ -273,8 +287,13 @@ mod tests {
     }
 
     fn own(path: &Path, gfid: u8) {
-        setxattr(path, OWN_XATTR, &[[1; 1].as_slice(), &[gfid; 16]].concat(), XattrFlags::empty())
-            .unwrap();
+        setxattr(
+            path,
+            OWN_XATTR,
+            &[[1; 1].as_slice(), &[gfid; 16]].concat(),
+            XattrFlags::empty(),
+        )
+        .unwrap();
     }
 
     #[test]
@@ -293,7 +312,10 @@ mod tests {
         seen(&|to| fs::write(to.join("a"), "CONTENT").unwrap(), "mtimes");
         seen(&|to| fs::remove_file(to.join("a")).unwrap(), "a: only in");
         seen(&|to| fs::write(to.join("b"), "").unwrap(), "b: only in");
-        seen(&|to| fs::hard_link(to.join("a"), to.join(".mortar/h")).unwrap(), "links");
+        seen(
+            &|to| fs::hard_link(to.join("a"), to.join(".mortar/h")).unwrap(),
+            "links",
+        );
         seen(
             &|to| setxattr(to.join("a"), "user.x", b"1", XattrFlags::empty()).unwrap(),
             "xattrs",
@@ -302,7 +324,8 @@ mod tests {
             &|to| {
                 fs::write(to.join("a"), "CONTENT").unwrap();
                 let file = File::open(to.join("a")).unwrap();
-                file.set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
+                file.set_modified(std::time::SystemTime::UNIX_EPOCH)
+                    .unwrap();
             },
             "the content differs",
         );
@@ -310,9 +333,13 @@ mod tests {
 
     #[test]
     fn only_levels_and_panics_need_a_human() {
-        assert!(needs_a_human("2026-01-01T00:00:00Z  WARN brickd: the disk is slow"));
+        assert!(needs_a_human(
+            "2026-01-01T00:00:00Z  WARN brickd: the disk is slow"
+        ));
         assert!(needs_a_human("2026-01-01T00:00:00Z ERROR brickd: lost"));
         assert!(needs_a_human("thread 'main' panicked at src/main.rs:1:1"));
-        assert!(!needs_a_human("2026-01-01T00:00:00Z  INFO brickd: ERROR is a word"));
+        assert!(!needs_a_human(
+            "2026-01-01T00:00:00Z  INFO brickd: ERROR is a word"
+        ));
     }
 }

@@ -55,17 +55,32 @@ impl Docker {
     pub fn start(cluster: &Cluster) -> Self {
         let folder = cluster.folder("docker");
         let mut command = Command::new("dockerd");
-        for (flag, name) in [("--data-root", "data"), ("--exec-root", "exec"), ("--pidfile", "pid")] {
+        for (flag, name) in [
+            ("--data-root", "data"),
+            ("--exec-root", "exec"),
+            ("--pidfile", "pid"),
+        ] {
             command.arg(flag).arg(folder.join(name));
         }
         command.arg("--host").arg(socket_of(&folder));
         command.args(["--bridge=none", "--iptables=false", "--ip6tables=false"]);
-        let namespace = folder.to_string_lossy().replace('/', "-").trim_matches('-').to_owned();
+        let namespace = folder
+            .to_string_lossy()
+            .replace('/', "-")
+            .trim_matches('-')
+            .to_owned();
         command.args(["--containerd-namespace", &namespace]);
-        command.args(["--containerd-plugins-namespace", &format!("{namespace}-plugins")]);
+        command.args([
+            "--containerd-plugins-namespace",
+            &format!("{namespace}-plugins"),
+        ]);
         let mut daemon = Process::start(command, &folder.join("log"));
         wait_until(DAEMON_WITHIN, "dockerd answers", || {
-            assert!(daemon.is_running(), "dockerd cannot run here:\n{}", daemon.log_tail());
+            assert!(
+                daemon.is_running(),
+                "dockerd cannot run here:\n{}",
+                daemon.log_tail()
+            );
             let mut version = Command::new("docker");
             version.args(["--host", &socket_of(&folder), "version"]);
             run(version, COMMAND_WITHIN).status.success()
@@ -81,24 +96,41 @@ impl Docker {
         let mut command = self.command();
         command.args(["run", "--detach", "--network", "none"]);
         for host in cluster.hosts() {
-            command.arg("--add-host").arg(format!("{}:{}", host.name, host.address));
+            command
+                .arg("--add-host")
+                .arg(format!("{}:{}", host.name, host.address));
         }
         if options.may_mount {
             // Docker's AppArmor profile, where there is one, forbids mount(2) whatever the
             // capabilities.
-            command.args(["--cap-add", "SYS_ADMIN", "--device-cgroup-rule", "c 10:229 rwm"]);
+            command.args([
+                "--cap-add",
+                "SYS_ADMIN",
+                "--device-cgroup-rule",
+                "c 10:229 rwm",
+            ]);
             command.args(["--security-opt", "apparmor=unconfined"]);
         }
         for (from, to) in &options.binds {
-            command.arg("--volume").arg(format!("{}:{to}", from.display()));
+            command
+                .arg("--volume")
+                .arg(format!("{}:{to}", from.display()));
         }
         command.args([IMAGE, "/bin/sleep", "3600"]);
         let id = run(command, COMMAND_WITHIN).ok().trim().to_owned();
         let mut inspect = self.command();
         inspect.args(["inspect", "--format", "{{.State.Pid}}", &id]);
-        let pid = run(inspect, COMMAND_WITHIN).ok().trim().parse().expect("a process id");
+        let pid = run(inspect, COMMAND_WITHIN)
+            .ok()
+            .trim()
+            .parse()
+            .expect("a process id");
         let cable = cluster.plug(&Place::Process(pid));
-        Container { docker: self, id, cable }
+        Container {
+            docker: self,
+            id,
+            cable,
+        }
     }
 
     fn command(&self) -> Command {
@@ -111,7 +143,9 @@ impl Docker {
     #[track_caller]
     fn import(&self) {
         let root = self.folder.join("root");
-        for folder in ["bin", "sbin", "dev", "etc", "mnt", "proc", "root", "sys", "tmp"] {
+        for folder in [
+            "bin", "sbin", "dev", "etc", "mnt", "proc", "root", "sys", "tmp",
+        ] {
             fs::create_dir_all(root.join(folder)).expect("a folder of the image");
         }
         let mut libraries = BTreeSet::new();
@@ -183,7 +217,10 @@ fn socket_of(folder: &Path) -> String {
 #[track_caller]
 fn path_of(tool: &str) -> PathBuf {
     let folders = ["/bin", "/usr/bin", "/sbin", "/usr/sbin"];
-    let found = folders.iter().map(|folder| Path::new(folder).join(tool)).find(|path| path.exists());
+    let found = folders
+        .iter()
+        .map(|folder| Path::new(folder).join(tool))
+        .find(|path| path.exists());
     found.unwrap_or_else(|| panic!("this machine has no {tool}"))
 }
 
@@ -192,7 +229,11 @@ fn libraries_of(file: &Path) -> Vec<PathBuf> {
     let mut ldd = Command::new("ldd");
     ldd.arg(file);
     let listed = run(ldd, COMMAND_WITHIN).ok();
-    listed.split_whitespace().filter(|word| word.starts_with('/')).map(PathBuf::from).collect()
+    listed
+        .split_whitespace()
+        .filter(|word| word.starts_with('/'))
+        .map(PathBuf::from)
+        .collect()
 }
 
 #[track_caller]

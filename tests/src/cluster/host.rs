@@ -78,7 +78,14 @@ impl Host {
             self.hosts_file.display()
         );
         command
-            .args(["unshare", "--mount", "--propagation", "unchanged", "/bin/sh", "-c"])
+            .args([
+                "unshare",
+                "--mount",
+                "--propagation",
+                "unchanged",
+                "/bin/sh",
+                "-c",
+            ])
             .args([script.as_str(), ENTERED])
             .arg(program)
             .env("MORTAR_DATA_DIR", self.data_dir())
@@ -141,7 +148,10 @@ impl Host {
         let mut command = self.command(program("brickd"));
         command.arg("--data-dir").arg(self.data_dir());
         command.args(["--listen", &format!("{}:{PORT}", self.address)]);
-        command.args(["--advertise", &self.name]).arg("--socket").arg(self.socket());
+        command
+            .args(["--advertise", &self.name])
+            .arg("--socket")
+            .arg(self.socket());
         command
     }
 
@@ -157,8 +167,14 @@ impl Host {
         let what = format!("brickd of {} listens on {}:{PORT}", self.name, self.address);
         wait_until(START_WITHIN, &what, || {
             let ended = !process.is_running();
-            assert!(!ended, "brickd of {} ended:\n{}", self.name, process.log_tail());
-            self.connect(Duration::from_secs(1)).is_ok() && UnixStream::connect(self.socket()).is_ok()
+            assert!(
+                !ended,
+                "brickd of {} ended:\n{}",
+                self.name,
+                process.log_tail()
+            );
+            self.connect(Duration::from_secs(1)).is_ok()
+                && UnixStream::connect(self.socket()).is_ok()
         });
         *brickd = Some(process);
     }
@@ -221,11 +237,16 @@ impl Host {
     /// stays, so the others see their connections end, as when a host shuts down.
     pub fn shut_down(&self) {
         self.lock_brickd().take().iter_mut().for_each(Process::kill);
-        wait_until(DIE_WITHIN, &format!("all processes of {} end", self.name), || {
-            let left = processes_in(std::slice::from_ref(&self.namespace));
-            left.iter().for_each(|pid| signal_process(*pid, Signal::KILL));
-            left.is_empty()
-        });
+        wait_until(
+            DIE_WITHIN,
+            &format!("all processes of {} end", self.name),
+            || {
+                let left = processes_in(std::slice::from_ref(&self.namespace));
+                left.iter()
+                    .for_each(|pid| signal_process(*pid, Signal::KILL));
+                left.is_empty()
+            },
+        );
     }
 
     /// The power goes: the others hear nothing more, then every process ends.
@@ -274,7 +295,9 @@ impl Host {
     pub fn network_bytes(&self) -> (u64, u64) {
         self.in_network(|| {
             let table = fs::read_to_string("/proc/thread-self/net/dev").expect("network counters");
-            let line = table.lines().find_map(|line| line.trim().strip_prefix("eth0:"));
+            let line = table
+                .lines()
+                .find_map(|line| line.trim().strip_prefix("eth0:"));
             let numbers: Vec<u64> = line
                 .expect("eth0 in the network counters")
                 .split_whitespace()
@@ -304,7 +327,8 @@ impl Host {
     /// When it is refused.
     #[track_caller]
     pub fn mount(&self, source: &str, options: &str) -> Mount {
-        self.try_mount(source, options).unwrap_or_else(|ran| panic!("mounting {source}: {ran}"))
+        self.try_mount(source, options)
+            .unwrap_or_else(|ran| panic!("mounting {source}: {ran}"))
     }
 
     /// The same, with what the mount program said when it refused.
@@ -316,7 +340,13 @@ impl Host {
             *mounts
         };
         let log = self.dir.join(format!("log/mount-{number}.log"));
-        Mount::make(self, source, options, &self.dir.join(format!("mnt-{number}")), &log)
+        Mount::make(
+            self,
+            source,
+            options,
+            &self.dir.join(format!("mnt-{number}")),
+            &log,
+        )
     }
 
     /// Ids of all processes on this host.
@@ -335,7 +365,9 @@ impl Host {
     #[track_caller]
     fn iptables(&self, words: &str) {
         let mut command = enter_network(&Place::Namespace(self.namespace.clone()));
-        command.args(["iptables", "-w"]).args(words.split_whitespace());
+        command
+            .args(["iptables", "-w"])
+            .args(words.split_whitespace());
         run(command, CLI_WITHIN).ok();
     }
 
@@ -350,7 +382,13 @@ fn mount_of_etc_hosts() -> &'static str {
     static MOUNT: OnceLock<String> = OnceLock::new();
     MOUNT.get_or_init(|| {
         let mut command = Command::new("findmnt");
-        command.args(["--noheadings", "--output", "TARGET", "--target", "/etc/hosts"]);
+        command.args([
+            "--noheadings",
+            "--output",
+            "TARGET",
+            "--target",
+            "/etc/hosts",
+        ]);
         run(command, CLI_WITHIN).ok().trim().to_owned()
     })
 }

@@ -42,9 +42,15 @@ impl Mount {
         if !ran.status.success() {
             return Err(ran);
         }
-        let mount =
-            Mount { path: path.to_owned(), namespace: host.namespace().to_owned(), mounted: true };
-        assert!(mount_line(path).is_some(), "nothing is mounted although it was said: {ran}");
+        let mount = Mount {
+            path: path.to_owned(),
+            namespace: host.namespace().to_owned(),
+            mounted: true,
+        };
+        assert!(
+            mount_line(path).is_some(),
+            "nothing is mounted although it was said: {ran}"
+        );
         Ok(mount)
     }
 
@@ -69,18 +75,25 @@ impl Mount {
     /// When there is none.
     #[track_caller]
     pub fn pid(&self) -> u32 {
-        self.find_pid().unwrap_or_else(|| panic!("no process serves {}", self.path.display()))
+        self.find_pid()
+            .unwrap_or_else(|| panic!("no process serves {}", self.path.display()))
     }
 
     /// The client's process, if it lives.
     pub fn find_pid(&self) -> Option<u32> {
-        let point = self.path.to_str().expect("a mount point of plain letters").as_bytes();
+        let point = self
+            .path
+            .to_str()
+            .expect("a mount point of plain letters")
+            .as_bytes();
         let daemon = program("mount-mortar");
-        processes_in(std::slice::from_ref(&self.namespace)).into_iter().find(|pid| {
-            fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == daemon)
-                && fs::read(format!("/proc/{pid}/cmdline"))
-                    .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == point))
-        })
+        processes_in(std::slice::from_ref(&self.namespace))
+            .into_iter()
+            .find(|pid| {
+                fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == daemon)
+                    && fs::read(format!("/proc/{pid}/cmdline"))
+                        .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == point))
+            })
     }
 
     /// Unmounts as an administrator does, and waits until the client has ended.
@@ -93,7 +106,9 @@ impl Mount {
         command.arg(&self.path);
         run(command, UNMOUNT_WITHIN).ok();
         self.mounted = false;
-        wait_until(UNMOUNT_WITHIN, "the client ends after umount", || self.find_pid().is_none());
+        wait_until(UNMOUNT_WITHIN, "the client ends after umount", || {
+            self.find_pid().is_none()
+        });
     }
 
     /// SIGKILL of the client; what is left of the mount is removed.
@@ -132,6 +147,8 @@ impl Drop for Mount {
 fn mount_line(path: &Path) -> Option<String> {
     let mounts = fs::read_to_string("/proc/self/mounts").expect("the table of mounts");
     let point = path.to_str().expect("a mount point of plain letters");
-    let found = mounts.lines().find(|line| line.split(' ').nth(1) == Some(point));
+    let found = mounts
+        .lines()
+        .find(|line| line.split(' ').nth(1) == Some(point));
     found.map(str::to_owned)
 }

@@ -54,7 +54,11 @@ impl Switch {
         ip(&format!("-n {namespace} link add bridge type bridge"));
         ip(&format!("-n {namespace} link set bridge up"));
         let subnet = [10, rand::random(), rand::random()];
-        Switch { namespace, subnet, cables: AtomicU32::new(0) }
+        Switch {
+            namespace,
+            subnet,
+            cables: AtomicU32::new(0),
+        }
     }
 
     /// Puts a cable between the switch and `place`, where it is `eth0` with an address of its own.
@@ -68,12 +72,18 @@ impl Switch {
             Place::Namespace(name) => name.clone(),
             Place::Process(pid) => pid.to_string(),
         };
-        ip(&format!("-n {switch} link add {port} type veth peer name eth0 netns {peer}"));
+        ip(&format!(
+            "-n {switch} link add {port} type veth peer name eth0 netns {peer}"
+        ));
         ip(&format!("-n {switch} link set {port} master bridge up"));
         ip_at(place, &format!("addr add {address}/24 dev eth0"));
         ip_at(place, "link set lo up");
         ip_at(place, "link set eth0 up");
-        Cable { address, switch, port }
+        Cable {
+            address,
+            switch,
+            port,
+        }
     }
 }
 
@@ -111,7 +121,9 @@ fn ip_at(place: &Place, words: &str) {
 /// `nsenter` into a place's network alone, to be followed by a program.
 pub(super) fn enter_network(place: &Place) -> Command {
     let mut command = Command::new("nsenter");
-    command.arg(format!("--net={}", network_file(place).display())).arg("--");
+    command
+        .arg(format!("--net={}", network_file(place).display()))
+        .arg("--");
     command
 }
 
@@ -127,13 +139,15 @@ pub(super) fn in_network<T: Send>(namespace: &str, work: impl FnOnce() -> T + Se
     let file = network_file(&Place::Namespace(namespace.to_owned()));
     std::thread::scope(|scope| {
         let thread = scope.spawn(move || {
-            let network = fs::File::open(&file)
-                .unwrap_or_else(|error| panic!("{}: {error}", file.display()));
+            let network =
+                fs::File::open(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display()));
             move_into_link_name_space(network.as_fd(), Some(LinkNameSpaceType::Network))
                 .unwrap_or_else(|error| panic!("cannot enter {}: {error}", file.display()));
             work()
         });
-        thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        thread
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
     })
 }
 

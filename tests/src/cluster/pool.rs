@@ -59,12 +59,24 @@ impl Cluster {
         }
         let first = self.host(peers[0]);
         for peer in &peers[1..] {
-            assert_eq!(first.mortar(&format!("peer probe {peer}")).ok().trim(), "peer probe: success");
+            assert_eq!(
+                first.mortar(&format!("peer probe {peer}")).ok().trim(),
+                "peer probe: success"
+            );
         }
-        let bricks: Vec<String> =
-            peers[..replica].iter().map(|peer| self.host(peer).brick_spec(BRICK)).collect();
-        let replica = if replica > 1 { format!("replica {replica}") } else { String::new() };
-        let create = format!("volume create {VOLUME} {replica} transport tcp {} force", bricks.join(" "));
+        let bricks: Vec<String> = peers[..replica]
+            .iter()
+            .map(|peer| self.host(peer).brick_spec(BRICK))
+            .collect();
+        let replica = if replica > 1 {
+            format!("replica {replica}")
+        } else {
+            String::new()
+        };
+        let create = format!(
+            "volume create {VOLUME} {replica} transport tcp {} force",
+            bricks.join(" ")
+        );
         first.mortar(&create).ok();
         first.mortar(&format!("volume start {VOLUME}")).ok();
         self.wait_in_sync(VOLUME);
@@ -105,7 +117,10 @@ impl Cluster {
     #[track_caller]
     pub fn backup(&self, volume: &str) -> &Host {
         let (_primary, backups) = self.copies(volume);
-        backups.first().copied().expect("a copy in sync beside the primary")
+        backups
+            .first()
+            .copied()
+            .expect("a copy in sync beside the primary")
     }
 
     /// The host that leads the registry.
@@ -113,11 +128,21 @@ impl Cluster {
     pub fn leader(&self) -> &Host {
         let mut leader = None;
         wait_until(LEADER_WITHIN, "the registry has a leader", || {
-            let asked = self.hosts().iter().filter(|host| host.brickd_pid().is_some());
-            leader = asked.filter_map(|host| host.registry_status().ok()).find_map(|status| {
-                let member = status.members.iter().find(|member| member.id == status.leader)?;
-                self.hosts().iter().find(|host| host.name == host_part(&member.host))
-            });
+            let asked = self
+                .hosts()
+                .iter()
+                .filter(|host| host.brickd_pid().is_some());
+            leader = asked
+                .filter_map(|host| host.registry_status().ok())
+                .find_map(|status| {
+                    let member = status
+                        .members
+                        .iter()
+                        .find(|member| member.id == status.leader)?;
+                    self.hosts()
+                        .iter()
+                        .find(|host| host.name == host_part(&member.host))
+                });
             leader.is_some_and(|host| host.brickd_pid().is_some())
         });
         leader.expect("just seen")
@@ -130,7 +155,10 @@ impl Cluster {
         let start = std::time::Instant::now();
         while let Err(why) = peer.in_sync(volume) {
             let late = start.elapsed() > IN_SYNC_WITHIN;
-            assert!(!late, "{volume} is not in sync within {IN_SYNC_WITHIN:?}: {why}");
+            assert!(
+                !late,
+                "{volume} is not in sync within {IN_SYNC_WITHIN:?}: {why}"
+            );
             std::thread::sleep(Duration::from_millis(50));
         }
     }
@@ -141,9 +169,18 @@ impl Cluster {
         self.wait_in_sync(volume);
         let what = format!("`volume heal {volume} info` lists nothing");
         wait_until(IN_SYNC_WITHIN, &what, || {
-            let info = self.any_peer().mortar(&format!("volume heal {volume} info")).ok();
-            let bricks = info.lines().filter(|line| line.starts_with("Brick ")).count();
-            let empty = info.lines().filter(|line| line.trim() == "Number of entries: 0").count();
+            let info = self
+                .any_peer()
+                .mortar(&format!("volume heal {volume} info"))
+                .ok();
+            let bricks = info
+                .lines()
+                .filter(|line| line.starts_with("Brick "))
+                .count();
+            let empty = info
+                .lines()
+                .filter(|line| line.trim() == "Number of entries: 0")
+                .count();
             bricks > 0 && bricks == empty
         });
     }
@@ -164,12 +201,23 @@ impl Cluster {
         let host_of = |brick: u64| {
             let brick = volume.bricks.iter().find(|one| one.id == brick)?;
             let peer = view.peers.get(&brick.peer)?;
-            self.hosts().iter().find(|host| host.name == host_part(&peer.host))
+            self.hosts()
+                .iter()
+                .find(|host| host.name == host_part(&peer.host))
         };
-        let epoch = volume.sets[0].epoch.clone().expect("a started volume has an epoch");
+        let epoch = volume.sets[0]
+            .epoch
+            .clone()
+            .expect("a started volume has an epoch");
         let primary = host_of(epoch.primary).expect("the primary's host");
-        let others = epoch.in_sync.iter().filter(|copy| copy.brick != epoch.primary);
-        (primary, others.filter_map(|copy| host_of(copy.brick)).collect())
+        let others = epoch
+            .in_sync
+            .iter()
+            .filter(|copy| copy.brick != epoch.primary);
+        (
+            primary,
+            others.filter_map(|copy| host_of(copy.brick)).collect(),
+        )
     }
 }
 
@@ -181,8 +229,14 @@ impl Host {
             ask(async {
                 let mut pool = PoolClient::new(connect(to).await?);
                 let views = pool.watch_view(WatchViewRequest { after_index: 0 }).await;
-                let first = views.map_err(|status| status.to_string())?.into_inner().message().await;
-                first.map_err(|status| status.to_string())?.ok_or_else(|| "no view".to_owned())
+                let first = views
+                    .map_err(|status| status.to_string())?
+                    .into_inner()
+                    .message()
+                    .await;
+                first
+                    .map_err(|status| status.to_string())?
+                    .ok_or_else(|| "no view".to_owned())
             })
         })
     }
@@ -204,7 +258,9 @@ impl Host {
 
     /// The bricks of `volume status V`, typed.
     pub fn brick_states(&self, volume: &str) -> Result<Vec<BrickState>, String> {
-        let request = VolumeName { volume: volume.to_owned() };
+        let request = VolumeName {
+            volume: volume.to_owned(),
+        };
         let reply = self.ask_admin(async |mut admin| admin.volume_status(request).await)?;
         Ok(reply.bricks)
     }
@@ -212,9 +268,15 @@ impl Host {
     /// Whether every copy is in the epoch with the incarnation that runs, or why not.
     fn in_sync(&self, volume: &str) -> Result<(), String> {
         let view = self.view()?;
-        let known = view.volumes.get(volume).ok_or_else(|| format!("no volume {volume}"))?;
+        let known = view
+            .volumes
+            .get(volume)
+            .ok_or_else(|| format!("no volume {volume}"))?;
         let states = self.brick_states(volume)?;
-        known.sets.iter().try_for_each(|set| set_in_sync(set, &states))
+        known
+            .sets
+            .iter()
+            .try_for_each(|set| set_in_sync(set, &states))
     }
 
     fn ask_admin<Reply>(
@@ -224,7 +286,9 @@ impl Host {
         let to = format!("unix://{}", self.socket().display());
         ask(async {
             let reply = call(AdminClient::new(connect(to).await?)).await;
-            reply.map(tonic::Response::into_inner).map_err(|status| status.to_string())
+            reply
+                .map(tonic::Response::into_inner)
+                .map_err(|status| status.to_string())
         })
     }
 }
@@ -242,7 +306,10 @@ fn set_in_sync(set: &ReplicaSet, states: &[BrickState]) -> Result<(), String> {
             .any(|copy| copy.brick == *brick && copy.incarnation == state.incarnation);
         if !(state.online && serves && listed) {
             let role = state.role().as_str_name();
-            return Err(format!("{}:{} is {role}, {}", state.host, state.path, state.detail));
+            return Err(format!(
+                "{}:{} is {role}, {}",
+                state.host, state.path, state.detail
+            ));
         }
     }
     Ok(())
@@ -251,12 +318,17 @@ fn set_in_sync(set: &ReplicaSet, states: &[BrickState]) -> Result<(), String> {
 async fn connect(to: String) -> Result<Channel, String> {
     let endpoint = Endpoint::from_shared(to).map_err(|error| error.to_string())?;
     let endpoint = endpoint.connect_timeout(ASK_WITHIN).timeout(ASK_WITHIN);
-    endpoint.connect().await.map_err(|error| format!("{error:?}"))
+    endpoint
+        .connect()
+        .await
+        .map_err(|error| format!("{error:?}"))
 }
 
 /// Runs one question to its end on the calling thread, whose network its sockets are of.
 fn ask<T>(question: impl Future<Output = Result<T, String>>) -> Result<T, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build();
     let runtime = runtime.map_err(|error| error.to_string())?;
     runtime.block_on(async {
         let answered = tokio::time::timeout(ASK_WITHIN, question).await;

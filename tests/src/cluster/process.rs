@@ -24,7 +24,10 @@ const REAP_WITHIN: Duration = Duration::from_secs(5);
 pub fn wait_until(deadline: Duration, what: &str, mut condition: impl FnMut() -> bool) {
     let start = Instant::now();
     while !condition() {
-        assert!(start.elapsed() < deadline, "not within {deadline:?}: {what}");
+        assert!(
+            start.elapsed() < deadline,
+            "not within {deadline:?}: {what}"
+        );
         std::thread::sleep(POLL);
     }
 }
@@ -61,10 +64,19 @@ impl Ran {
     /// When it succeeded, or failed without a word or with the words of a crash.
     #[track_caller]
     pub fn refused(self) -> String {
-        assert!(!self.status.success(), "this should have been refused: {self}");
+        assert!(
+            !self.status.success(),
+            "this should have been refused: {self}"
+        );
         let said = self.said();
-        assert!(!said.trim().is_empty(), "refused without saying why: {self}");
-        assert!(!said.contains("panicked at"), "this is a crash, no refusal: {self}");
+        assert!(
+            !said.trim().is_empty(),
+            "refused without saying why: {self}"
+        );
+        assert!(
+            !said.contains("panicked at"),
+            "this is a crash, no refusal: {self}"
+        );
         said
     }
 
@@ -77,7 +89,11 @@ impl Ran {
 impl fmt::Display for Ran {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "`{}` ended with {}", self.command, self.status)?;
-        write!(f, "\n--- stdout\n{}\n--- stderr\n{}", self.stdout, self.stderr)
+        write!(
+            f,
+            "\n--- stdout\n{}\n--- stderr\n{}",
+            self.stdout, self.stderr
+        )
     }
 }
 
@@ -110,19 +126,34 @@ impl Running {
     pub fn start(mut command: Command) -> Self {
         let output = || {
             let file = tempfile::tempfile().expect("a temporary file for a command's output");
-            let copy = file.try_clone().expect("a second handle of a temporary file");
+            let copy = file
+                .try_clone()
+                .expect("a second handle of a temporary file");
             (file, copy)
         };
         let ((stdout, to_stdout), (stderr, to_stderr)) = (output(), output());
         let words = words_of(&command);
-        command.stdin(Stdio::null()).stdout(to_stdout).stderr(to_stderr);
-        let child = command.spawn().unwrap_or_else(|error| panic!("`{words}`: {error}"));
-        Running { child: Some(child), command: words, stdout, stderr, since: Instant::now() }
+        command
+            .stdin(Stdio::null())
+            .stdout(to_stdout)
+            .stderr(to_stderr);
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("`{words}`: {error}"));
+        Running {
+            child: Some(child),
+            command: words,
+            stdout,
+            stderr,
+            since: Instant::now(),
+        }
     }
 
     /// Whether it has not ended yet.
     pub fn is_running(&mut self) -> bool {
-        self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
+        self.child
+            .as_mut()
+            .is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
     /// Waits for its end.
@@ -176,9 +207,18 @@ impl Process {
         let words = words_of(&command);
         let open = || File::options().create(true).append(true).open(log);
         let to_log = || open().unwrap_or_else(|error| panic!("{}: {error}", log.display()));
-        command.stdin(Stdio::null()).stdout(to_log()).stderr(to_log());
-        let child = command.spawn().unwrap_or_else(|error| panic!("`{words}`: {error}"));
-        Process { child, command: words, log: log.to_owned() }
+        command
+            .stdin(Stdio::null())
+            .stdout(to_log())
+            .stderr(to_log());
+        let child = command
+            .spawn()
+            .unwrap_or_else(|error| panic!("`{words}`: {error}"));
+        Process {
+            child,
+            command: words,
+            log: log.to_owned(),
+        }
     }
 
     /// Its process id. The programs that enter a host replace themselves by it, so that this is
@@ -204,7 +244,11 @@ impl Process {
     #[track_caller]
     pub fn wait(&mut self, within: Duration) -> ExitStatus {
         wait_for(&mut self.child, within).unwrap_or_else(|| {
-            panic!("`{}` has not ended within {within:?}:\n{}", self.command, self.log_tail())
+            panic!(
+                "`{}` has not ended within {within:?}:\n{}",
+                self.command,
+                self.log_tail()
+            )
         })
     }
 
@@ -264,15 +308,31 @@ fn programs_folder() -> PathBuf {
         return PathBuf::from(folder);
     }
     let test = std::env::current_exe().expect("the path of this test");
-    let folder = test.ancestors().nth(2).expect("a test lies in target/PROFILE/deps").to_owned();
+    let folder = test
+        .ancestors()
+        .nth(2)
+        .expect("a test lies in target/PROFILE/deps")
+        .to_owned();
     let profile = match folder.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",
         Some(profile) => profile,
     };
     let mut build = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     build
-        .args(["build", "--quiet", "--workspace", "--bins", "--profile", profile, "--target-dir"])
-        .arg(folder.parent().expect("a profile's folder lies in the target folder"))
+        .args([
+            "build",
+            "--quiet",
+            "--workspace",
+            "--bins",
+            "--profile",
+            profile,
+            "--target-dir",
+        ])
+        .arg(
+            folder
+                .parent()
+                .expect("a profile's folder lies in the target folder"),
+        )
         .current_dir(env!("CARGO_MANIFEST_DIR"));
     run(build, Duration::from_secs(1800)).ok();
     folder
@@ -309,6 +369,9 @@ fn words_of(command: &Command) -> String {
         .chain(command.get_args())
         .map(|word| word.to_string_lossy().into_owned())
         .collect();
-    let from = words.iter().position(|word| word == super::host::ENTERED).map_or(0, |at| at + 1);
+    let from = words
+        .iter()
+        .position(|word| word == super::host::ENTERED)
+        .map_or(0, |at| at + 1);
     words[from..].join(" ")
 }

@@ -30,7 +30,8 @@ pub(super) fn lock() -> File {
     let path = std::env::temp_dir().join("mortar-tests.lock");
     let file = File::options().create(true).append(true).open(&path);
     let file = file.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    file.lock().unwrap_or_else(|error| panic!("locking {}: {error}", path.display()));
+    file.lock()
+        .unwrap_or_else(|error| panic!("locking {}: {error}", path.display()));
     file
 }
 
@@ -38,9 +39,10 @@ pub(super) fn lock() -> File {
 pub(super) fn sweep() {
     let mut ids: Vec<String> = names_in(&std::env::temp_dir())
         .filter_map(|name| name.strip_prefix(FOLDER_PREFIX).map(str::to_owned))
-        .chain(names_in(Path::new(NAMESPACES)).filter_map(|name| {
-            name.split_once('-').map(|(id, _host)| id.to_owned())
-        }))
+        .chain(
+            names_in(Path::new(NAMESPACES))
+                .filter_map(|name| name.split_once('-').map(|(id, _host)| id.to_owned())),
+        )
         .filter(|id| maker_of(id).is_some_and(|pid| !lives(pid)))
         .collect();
     ids.sort();
@@ -52,8 +54,9 @@ pub(super) fn sweep() {
 pub(super) fn remove(id: &str) {
     let base = base_of(id);
     let prefix = format!("{id}-");
-    let namespaces: Vec<String> =
-        names_in(Path::new(NAMESPACES)).filter(|name| name.starts_with(&prefix)).collect();
+    let namespaces: Vec<String> = names_in(Path::new(NAMESPACES))
+        .filter(|name| name.starts_with(&prefix))
+        .collect();
     let start = Instant::now();
     loop {
         let mut left = processes_in(&namespaces);
@@ -65,7 +68,8 @@ pub(super) fn remove(id: &str) {
             eprintln!("processes {left:?} of {} do not end", base.display());
             break;
         }
-        left.iter().for_each(|pid| signal_process(*pid, Signal::KILL));
+        left.iter()
+            .for_each(|pid| signal_process(*pid, Signal::KILL));
         unmount_below(&base);
         std::thread::sleep(Duration::from_millis(20));
     }
@@ -105,7 +109,9 @@ fn belongs_to(pid: u32, base: &Path) -> bool {
         return true;
     }
     let mounts = fs::read_to_string(format!("/proc/{pid}/mountinfo")).unwrap_or_default();
-    let root = mounts.lines().find(|line| line.split(' ').nth(4) == Some("/"));
+    let root = mounts
+        .lines()
+        .find(|line| line.split(' ').nth(4) == Some("/"));
     root.is_some_and(|line| names_it(line.as_bytes()))
 }
 
@@ -118,7 +124,10 @@ fn unmount_below(base: &Path) {
 /// Mount points at and below `base`, in the order they were mounted.
 fn mounts_below(base: &Path) -> Vec<PathBuf> {
     let table = fs::read_to_string("/proc/self/mountinfo").expect("the table of mounts");
-    let points = table.lines().filter_map(|line| line.split(' ').nth(4)).map(PathBuf::from);
+    let points = table
+        .lines()
+        .filter_map(|line| line.split(' ').nth(4))
+        .map(PathBuf::from);
     points.filter(|point| point.starts_with(base)).collect()
 }
 

@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod frames;
 pub mod outage;
+pub mod report;
 pub mod scale;
 pub mod stall;
 pub mod trees;

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use crate::cluster::wait_until;
+use crate::report;
 
 /// Files the loop goes round over: each round rewrites one, so nothing grows.
 const FILES: u64 = 16;
@@ -95,13 +96,13 @@ impl Stalls {
     /// Prints what was measured and asserts that it was below `limit`, without any error.
     #[track_caller]
     pub fn assert_below(&self, limit: Duration, what: &str) {
-        println!(
+        report::say(&format!(
             "{what}: longest pause {} ms (a {}), limit {} ms, {} operations",
             self.longest.as_millis(),
             self.longest_what,
             limit.as_millis(),
             self.operations
-        );
+        ));
         assert!(
             self.errors.is_empty(),
             "{what}: an application saw {:#?}",
@@ -175,5 +176,26 @@ impl Work {
                 .push(format!("{what} after {took:?}: {error}"))
         })
         .ok()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_that_works_has_no_errors_and_one_that_goes_has() {
+        let folder = tempfile::tempdir().unwrap();
+        let meter = StallMeter::start(folder.path());
+        meter.wait_for_progress();
+        meter.stop().assert_below(WAIT_MAX, "a local folder");
+
+        let folder = tempfile::tempdir().unwrap();
+        let (here, gone) = (folder.path().join("here"), folder.path().join("gone"));
+        fs::create_dir(&here).unwrap();
+        let meter = StallMeter::start(&here);
+        fs::rename(here, gone).unwrap();
+        meter.wait_for_progress();
+        assert!(!meter.stop().errors.is_empty(), "errors are not seen");
     }
 }

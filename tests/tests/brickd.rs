@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 use tests::cluster::{Allowed, Cluster, VOLUME, run, wait_until};
-use tests::scale;
+use tests::{report, scale};
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -142,12 +142,12 @@ fn idle_it_takes_less_than_60_mib_and_its_client_less_than_100() {
     find.arg(mount.path()).args(["-newermt", "2100-01-01"]);
     run(find, Duration::from_secs(300)).ok();
     let (after, client) = (resident_bytes(pid), resident_bytes(mount.pid()));
-    println!(
+    report::say(&format!(
         "resident: brickd idle {} MiB, after {files} files {} MiB; client {} MiB",
         idle / MIB,
         after / MIB,
         client / MIB
-    );
+    ));
     assert!(idle < 60 * MIB, "brickd idle takes {} MiB", idle / MIB);
     assert!(client < 100 * MIB, "the client takes {} MiB", client / MIB);
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use tests::cluster::{Cluster, VOLUME};
-use tests::scale;
+use tests::{report, scale};
 
 const MIB: u64 = 1 << 20;
 const PLACES: u64 = 5;
@@ -63,12 +63,12 @@ fn a_heal_moves_what_changed_and_not_the_tree() {
     let (after, _) = cluster.host("gfs02").network_bytes();
     let moved = after - before;
     let limit = changed * PER_FILE + PLACES * PER_PLACE + STANDING;
-    println!(
+    report::say(&format!(
         "heal of {changed} of {files} files and {PLACES} places in {} MiB: {moved} bytes received \
          by the returning host in {} ms (limit {limit})",
         big / MIB,
         took.as_millis()
-    );
+    ));
     cluster.assert_healed_and_equal();
     assert!(moved < limit, "{moved} bytes moved, more than {limit}");
 }
@@ -87,10 +87,10 @@ fn new_files_heal_in_less_than_ten_seconds() {
     cluster.host("gfs02").start_brickd();
     cluster.wait_healed(VOLUME);
     let took = start.elapsed();
-    println!(
+    report::say(&format!(
         "heal of {FILES} new files and 200 MiB: {} ms",
         took.as_millis()
-    );
+    ));
     let limit = scale::build_time(Duration::from_secs(10));
     assert!(took < limit, "the heal took {took:?}, more than {limit:?}");
     cluster.assert_healed_and_equal();

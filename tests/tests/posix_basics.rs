@@ -10,12 +10,12 @@ use std::process::Command;
 use std::time::{Duration, SystemTime};
 
 use rustix::fs::{
-    AtFlags, CWD, FallocateFlags, FileType, FlockOperation, Mode, RenameFlags, Timespec,
-    Timestamps, UTIME_NOW, XattrFlags, fallocate, flock, getxattr, listxattr, mknodat, removexattr,
-    renameat_with, setxattr, statvfs, utimensat,
+    AtFlags, CWD, FallocateFlags, FileType, Mode, RenameFlags, Timespec, Timestamps, UTIME_NOW,
+    XattrFlags, fallocate, getxattr, listxattr, mknodat, removexattr, renameat_with, setxattr,
+    statvfs, utimensat,
 };
 use rustix::io::Errno;
-use tests::cluster::{Cluster, Mount, VOLUME, run, wait_until};
+use tests::cluster::{Cluster, Mount, VOLUME, run};
 
 const SOON: Duration = Duration::from_secs(10);
 

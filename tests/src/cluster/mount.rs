@@ -1,5 +1,6 @@
 //! A mounted volume.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,6 +13,7 @@ use super::host::Host;
 use super::net::processes_in;
 use super::process::{Ran, program, run, signal_process, wait_until};
 
+const CLIENT: &str = "mount-mortar";
 /// `mount.mortar` says within this time whether it works.
 const MOUNT_WITHIN: Duration = Duration::from_secs(60);
 const UNMOUNT_WITHIN: Duration = Duration::from_secs(20);
@@ -36,7 +38,7 @@ impl Mount {
         if !options.is_empty() {
             all = format!("{all},{options}");
         }
-        let mut command = host.command(program("mount-mortar"));
+        let mut command = host.command(program(CLIENT));
         command.arg(source).arg(path).args(["-o", &all]);
         let ran = run(command, MOUNT_WITHIN);
         if !ran.status.success() {
@@ -86,11 +88,11 @@ impl Mount {
             .to_str()
             .expect("a mount point of plain letters")
             .as_bytes();
-        let daemon = program("mount-mortar");
         processes_in(std::slice::from_ref(&self.namespace))
             .into_iter()
             .find(|pid| {
-                fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == daemon)
+                fs::read_link(format!("/proc/{pid}/exe"))
+                    .is_ok_and(|exe| exe.file_name() == Some(OsStr::new(CLIENT)))
                     && fs::read(format!("/proc/{pid}/cmdline"))
                         .is_ok_and(|line| line.split(|byte| *byte == 0).any(|word| word == point))
             })

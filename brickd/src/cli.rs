@@ -8,6 +8,7 @@
 
 mod ask;
 mod connect;
+pub mod demo;
 pub mod grammar;
 mod heal;
 mod keywords;
@@ -91,6 +92,10 @@ fn run(cli: Cli) -> Result<Report, Failure> {
     let global = &cli.global;
     match cli.command {
         Command::Mount(mount) => tools::mount(&mount),
+        Command::Demo(args) => demo::run(&args)
+            .map(|()| Report::words(""))
+            .map_err(Failure),
+        Command::Daemon { options } => tools::daemon(options),
         Command::Completions { shell } => Ok(tools::completions(shell)),
         Command::Man { dir } => tools::man(&dir),
         command => {
@@ -112,9 +117,11 @@ async fn administer(command: Command, global: &Global) -> Result<Report, Failure
         Command::Brick(command) => brick(command, &session).await,
         Command::Registry(command) => registry::run(command, &session).await,
         // Answered without a brickd, before this is called.
-        Command::Mount(_) | Command::Completions { .. } | Command::Man { .. } => {
-            Ok(Report::words(""))
-        }
+        Command::Mount(_)
+        | Command::Demo(_)
+        | Command::Daemon { .. }
+        | Command::Completions { .. }
+        | Command::Man { .. } => Ok(Report::words("")),
     }
 }
 

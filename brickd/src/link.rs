@@ -21,7 +21,7 @@ use mortar_proto::frame::{self, FrameError};
 use mortar_proto::registry::Peer;
 use tracing::debug;
 
-pub use connect::{CONNECT_TIMEOUT, Hail, open, open_at};
+pub use connect::{CONNECT_TIMEOUT, Hail, Stop, open, open_at};
 
 /// A watched process sends one byte this often.
 pub const HEARTBEAT_MS: u64 = 500;
@@ -60,7 +60,12 @@ struct Entry {
 impl Links {
     /// Links of the peer `me`, whose process is `process`; nobody is linked yet.
     pub fn new(me: PeerId, process: Incarnation, events: Arc<dyn Events>) -> Arc<Self> {
-        Arc::new(Links { me, process, events, peers: Mutex::default() })
+        Arc::new(Links {
+            me,
+            process,
+            events,
+            peers: Mutex::default(),
+        })
     }
 
     /// This process's own incarnation, as its Hello answers give it.
@@ -70,8 +75,10 @@ impl Links {
 
     /// Links exactly these peers (others than this one), at their present addresses.
     pub fn set_peers(&self, peers: impl IntoIterator<Item = Peer>) {
-        let mut wanted: HashMap<PeerId, Peer> =
-            peers.into_iter().map(|peer| (PeerId(peer.id), peer)).collect();
+        let mut wanted: HashMap<PeerId, Peer> = peers
+            .into_iter()
+            .map(|peer| (PeerId(peer.id), peer))
+            .collect();
         wanted.remove(&self.me);
         let mut linked = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         linked.retain(|id, entry| {
@@ -92,7 +99,9 @@ impl Links {
     pub fn send(&self, to: PeerId, message: link_message::What) {
         let linked = self.peers.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(entry) = linked.get(&to) {
-            match entry.queue.try_send(LinkMessage { what: Some(message) }) {
+            match entry.queue.try_send(LinkMessage {
+                what: Some(message),
+            }) {
                 Ok(()) => {}
                 Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) => {
                     debug!(peer = %to, "a link message was dropped: the peer takes none");
@@ -127,7 +136,12 @@ impl Links {
 
     /// Ends every link.
     pub fn stop(&self) {
-        for (_, entry) in self.peers.lock().unwrap_or_else(PoisonError::into_inner).drain() {
+        for (_, entry) in self
+            .peers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .drain()
+        {
             entry.stop.stop();
         }
     }
@@ -143,6 +157,10 @@ impl Links {
         };
         outgoing::start(hail.clone(), messages, Arc::clone(&stop));
         watch::start(id, hail, Arc::clone(&self.events), Arc::clone(&stop));
-        Entry { address: (peer.host.clone(), peer.port), queue, stop }
+        Entry {
+            address: (peer.host.clone(), peer.port),
+            queue,
+            stop,
+        }
     }
 }

@@ -13,7 +13,15 @@ use tracing_subscriber::EnvFilter;
 /// # Errors
 /// When the level cannot be read or the file cannot be opened, in words.
 pub fn start(level: &str, file: Option<&Path>) -> Result<(), String> {
-    let filter = EnvFilter::try_new(level)
+    // A plain level is Mortar's own; the Raft library tells of every step at "info", and warns of
+    // every peer that is down, which Mortar says in its own words.
+    let plain = !level.contains([',', '=']);
+    let filter = if plain {
+        format!("{level},openraft=error")
+    } else {
+        level.to_owned()
+    };
+    let filter = EnvFilter::try_new(filter)
         .map_err(|error| format!("'{level}' is not a log level: {error}"))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)

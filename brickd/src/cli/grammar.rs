@@ -84,6 +84,15 @@ pub enum Command {
     Registry(RegistryCommand),
     /// Mount a volume (as 'mount -t mortar' does)
     Mount(Mount),
+    /// Show it all on this machine: three peers, a mount, a killed brick, a heal
+    Demo(super::demo::DemoArgs),
+    /// Run a brickd in this process, with its own options
+    #[command(hide = true, disable_help_flag = true)]
+    Daemon {
+        /// The options of brickd
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        options: Vec<std::ffi::OsString>,
+    },
     /// Print completions for a shell
     Completions {
         /// The shell

@@ -4,11 +4,12 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use clap::CommandFactory;
+use clap::{CommandFactory, Parser};
 use clap_complete::Shell as Generator;
 
 use super::grammar::{Cli, Mount, Shell};
 use super::{Failure, Report};
+use crate::daemon::Config;
 
 /// What `mount -t mortar` runs.
 const HELPER: &str = "mount.mortar";
@@ -32,6 +33,16 @@ pub fn mount(mount: &Mount) -> Result<Report, Failure> {
         "mount: failed: {} cannot be run: {error}",
         helper.display()
     )))
+}
+
+/// Runs a brickd in this process until it is told to stop.
+pub fn daemon(options: Vec<std::ffi::OsString>) -> Result<Report, Failure> {
+    let named = std::iter::once("brickd".into()).chain(options);
+    let config = Config::try_parse_from(named).map_err(|error| Failure(error.to_string()))?;
+    mortar_common::logging::start(&config.log_level, config.log_file.as_deref())
+        .map_err(Failure)?;
+    crate::daemon::run(&config).map_err(|error| Failure(format!("brickd: {error}")))?;
+    Ok(Report::words(""))
 }
 
 /// The completions of a shell.

@@ -45,7 +45,10 @@ impl Hail {
 /// [`FrameError::Io`] with `ConnectionRefused` only when the host answered that nobody listens;
 /// a refusal of the other brickd's is in the answer, not an error.
 pub fn open(hail: &Hail, hello: &Hello) -> Result<(TcpStream, Hello), FrameError> {
-    let mut last = io::Error::new(io::ErrorKind::NotFound, format!("{} has no address", hail.host));
+    let mut last = io::Error::new(
+        io::ErrorKind::NotFound,
+        format!("{} has no address", hail.host),
+    );
     for address in resolve(&hail.host, hail.port)? {
         match open_at(address, hello) {
             Ok(opened) => return Ok(opened),

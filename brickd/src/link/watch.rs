@@ -28,7 +28,12 @@ pub(super) fn serve(mut connection: TcpStream) -> Result<(), FrameError> {
 
 pub(super) fn start(id: PeerId, hail: Hail, events: Arc<dyn Events>, stop: Arc<Stop>) {
     let name = format!("watch-{}", hail.host);
-    let watcher = Watcher { id, hail, events, stop };
+    let watcher = Watcher {
+        id,
+        hail,
+        events,
+        stop,
+    };
     std::thread::Builder::new()
         .name(name)
         .stack_size(256 << 10)

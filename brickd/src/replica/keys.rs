@@ -276,7 +276,10 @@ pub fn keys_of_op(op: &Op, session: SessionId, previous: Option<Gfid>) -> Keys {
         | OpKind::Getxattr(_)
         | OpKind::Listxattr(_)
         | OpKind::Seek(_)
-        | OpKind::Getlock(_) => {}
+        | OpKind::Getlock(_)
+        | OpKind::SumRange(_)
+        | OpKind::HealStat(_)
+        | OpKind::Orphans(_) => {}
     }
     keys
 }

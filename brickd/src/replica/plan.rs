@@ -278,7 +278,10 @@ pub fn plan(op: &Op, context: &Context<'_>) -> Result<Plan, PlanError> {
         | OpKind::Getxattr(_)
         | OpKind::Listxattr(_)
         | OpKind::Seek(_)
-        | OpKind::Getlock(_) => Err(FsError::Invalid.into()),
+        | OpKind::Getlock(_)
+        | OpKind::SumRange(_)
+        | OpKind::HealStat(_)
+        | OpKind::Orphans(_) => Err(FsError::Invalid.into()),
     }?;
     Ok(with_keys(planned, context))
 }

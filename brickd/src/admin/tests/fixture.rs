@@ -476,6 +476,9 @@ impl PoolService for FakePeer {
     async fn local_heal(&self, request: Request<VolumeHealRequest>) -> Answer<VolumeHealReply> {
         Ok(Response::new(self.bricks.heal(&request.into_inner())))
     }
+    async fn status(&self, _: Request<Empty>) -> Answer<RegistryStatusReply> {
+        Err(Status::unimplemented("test"))
+    }
     async fn identify(&self, _: Request<Empty>) -> Answer<Identity> {
         Ok(Response::new(Identity {
             peer: self.id,

@@ -150,7 +150,7 @@ impl Healer<'_> {
         let Some(step) = found(self.port.source().heal_object(gfid))? else {
             return Ok(());
         };
-        let object = step.object.clone().unwrap_or_default();
+        let object = step.object.unwrap_or_default();
         let Some(told) = told else {
             return self.mark_whole(gfid, &object);
         };

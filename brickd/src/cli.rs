@@ -65,6 +65,9 @@ impl From<crate::admin::Refusal> for Failure {
 /// Runs the command line of this process and prints what it says.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
+    if let Command::Mount(mount) = &cli.command {
+        return tools::mount(mount); // It forks: before any thread, and with its own exit status.
+    }
     let json = cli.global.json;
     match run(cli) {
         Ok(report) => {
@@ -91,7 +94,6 @@ pub fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<Report, Failure> {
     let global = &cli.global;
     match cli.command {
-        Command::Mount(mount) => tools::mount(&mount),
         Command::Demo(args) => demo::run(&args)
             .map(|()| Report::words(""))
             .map_err(Failure),

@@ -93,7 +93,8 @@ impl RawClient {
 
     /// Whether the brick still answers this session.
     pub fn is_served(&mut self) -> bool {
-        self.request(op::Op::Keepalive(KeepAlive {})).is_ok()
+        self.request(op::Op::Keepalive(KeepAlive::default()))
+            .is_ok()
     }
 }
 

@@ -1,8 +1,8 @@
 //! Commands that need no brickd: mounting, completions, manual pages.
 
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::ffi::OsString;
+use std::path::Path;
+use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 use clap_complete::Shell as Generator;
@@ -13,26 +13,17 @@ use crate::daemon::Config;
 
 /// What `mount -t mortar` runs.
 const HELPER: &str = "mount.mortar";
-/// What cargo calls the same program.
-const HELPER_BUILT: &str = "mount-mortar";
 
-/// Becomes the mount helper; returns only if it cannot be run.
-pub fn mount(mount: &Mount) -> Result<Report, Failure> {
-    let helper = helper().ok_or_else(|| {
-        Failure(format!(
-            "mount: failed: {HELPER} is neither on PATH nor in /sbin: install Mortar's client"
-        ))
-    })?;
-    let mut command = Command::new(&helper);
-    command.arg(&mount.source).arg(&mount.mount_point);
+/// Mounts in this process: the very program that `mount -t mortar` runs.
+pub fn mount(mount: &Mount) -> ExitCode {
+    let mut arguments: Vec<OsString> = vec![HELPER.into()];
+    arguments.push(mount.source.clone().into());
+    arguments.push(mount.mount_point.clone().into());
     if !mount.options.is_empty() {
-        command.arg("-o").arg(mount.options.join(","));
+        arguments.push("-o".into());
+        arguments.push(mount.options.join(",").into());
     }
-    let error = command.exec();
-    Err(Failure(format!(
-        "mount: failed: {} cannot be run: {error}",
-        helper.display()
-    )))
+    fuse_client::mount::main_from(arguments)
 }
 
 /// Runs a brickd in this process until it is told to stop.
@@ -71,16 +62,4 @@ pub fn man(dir: &Path) -> Result<Report, Failure> {
         "man: success: pages written to {}",
         dir.display()
     )))
-}
-
-fn helper() -> Option<PathBuf> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let mut places: Vec<PathBuf> = std::env::split_paths(&path)
-        .map(|dir| dir.join(HELPER))
-        .collect();
-    places.extend(["/sbin", "/usr/sbin"].map(|dir| Path::new(dir).join(HELPER)));
-    if let Ok(own) = std::env::current_exe() {
-        places.extend(own.parent().map(|dir| dir.join(HELPER_BUILT)));
-    }
-    places.into_iter().find(|place| place.is_file())
 }

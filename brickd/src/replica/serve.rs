@@ -10,7 +10,9 @@ use bytes::Bytes;
 use mortar_common::{FsError, Gfid, SessionId};
 use mortar_proto::control::ClientState;
 use mortar_proto::data::op::Op as OpKind;
-use mortar_proto::data::{self, Caller, Hello, Op, Reply, ReplyStatus, Request, Role as HelloRole};
+use mortar_proto::data::{
+    self, Caller, Hello, KeepAlive, Op, Reply, ReplyStatus, Request, Role as HelloRole,
+};
 use mortar_proto::frame::{self, FrameError, Kind};
 use tracing::debug;
 
@@ -178,6 +180,17 @@ impl Replica {
         output: &mut Vec<u8>,
     ) -> Result<Vec<data::Result>, Unanswered> {
         let session = SessionId(request.session);
+        if let [
+            Op {
+                op: Some(OpKind::Keepalive(alive)),
+            },
+        ] = &request.ops[..]
+        {
+            // Outside of slots: it says that a session lives, and who was heard.
+            self.hear_of_primary(alive);
+            self.check_standing(request, session)?;
+            return Ok(vec![data::Result::default()]);
+        }
         self.check_standing(request, session)?;
         let changes = !request.ops.iter().all(plan::is_read);
         let _turn = changes.then(|| self.turns.take(request.session, request.slot, request.seq));
@@ -216,6 +229,16 @@ impl Replica {
             self.lock_core().may_read(now_ms())?;
         }
         Ok(results)
+    }
+
+    /// Clients are witnesses: one that has just heard from the primary tells a backup so, which
+    /// then knows that it is its own link that is broken.
+    fn hear_of_primary(&self, alive: &KeepAlive) {
+        let mut core = self.lock_core();
+        let primary = core.primary().map_or(0, |primary| primary.0);
+        if primary != 0 && primary == alive.primary && primary != self.setting().me.0 {
+            core.client_heard(now_ms().saturating_sub(u64::from(alive.heard_ms_ago)));
+        }
     }
 
     fn check_standing(

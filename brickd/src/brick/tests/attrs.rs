@@ -64,6 +64,7 @@ fn attributes_are_set_and_times_are_the_changes() {
         atime,
         mtime,
         drop_capability: false,
+        open: false,
     }));
     for _ in 0..2 {
         let object = fix.object(file);

@@ -248,7 +248,7 @@ impl<'a> Healer<'a> {
             let Some(mut step) = found(port.source().heal_object(gfid))? else {
                 return Ok(None);
             };
-            let object = step.object.clone().unwrap_or_default();
+            let object = step.object.unwrap_or_default();
             step.replace = seen.is_some_and(|seen| seen.file_type != file_type(&object));
             let number = port.send(Step::HealObject(step), Vec::new())?;
             let state = if after == MarkState::Owed {

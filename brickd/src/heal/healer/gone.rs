@@ -58,7 +58,7 @@ impl Healer<'_> {
     fn displace_children(&mut self, gfid: Gfid) -> Result<bool, HealError> {
         let page = self.read_dir_on_copy(&first_page(gfid))?;
         for entry in &page.entries {
-            self.mark_extra(gfid, &entry.name, entry.gfid)?;
+            self.mark_different(gfid, &entry.name, entry.gfid, None)?;
         }
         Ok(!page.entries.is_empty())
     }

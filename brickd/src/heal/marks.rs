@@ -93,13 +93,13 @@ impl ObjectMarks {
         matches!(self.names.get(name), Some((MarkState::Pending, _)))
     }
 
-    fn forget_names(&mut self, links: &mut Links) {
-        for (state, held) in self.names.values() {
+    fn settle_names(&mut self, links: &mut Links, number: u64) {
+        for (state, held) in self.names.values_mut() {
             if *state == MarkState::Pending {
                 links.remove(*held);
             }
+            *state = MarkState::Carried(number);
         }
-        self.names.clear();
         self.names_pending = 0;
     }
 
@@ -364,13 +364,21 @@ impl Marks {
         before - self.count
     }
 
-    /// Forgets an object: neither side has it any more.
-    pub fn remove(&mut self, gfid: Gfid) {
-        if let Some(mut object) = self.objects.remove(&gfid) {
-            self.count -= object.len();
-            self.listings -= usize::from(object.listing.is_some());
-            object.forget_names(&mut self.links);
-        }
+    /// All that is marked of the object was carried by the heal change of this number, or by
+    /// changes before it.
+    pub fn carried_all(&mut self, gfid: Gfid, number: u64) {
+        let Some(object) = self.objects.get_mut(&gfid) else {
+            return;
+        };
+        let before = object.len();
+        object.settle_names(&mut self.links, number);
+        object
+            .ranges
+            .each_mut(|state| *state = MarkState::Carried(number));
+        object.attributes = Some((MarkState::Carried(number), Lacks::Times));
+        self.listings -= usize::from(object.listing.take().is_some());
+        let after = object.len();
+        self.count = self.count + after - before;
     }
 
     /// The objects with something pending, oldest first, at most `limit`.
@@ -634,7 +642,8 @@ impl Marks {
         if self.count > enough {
             for (gfid, object) in &mut self.objects {
                 if object.names.len() > NAMES_KEPT {
-                    object.forget_names(&mut self.links);
+                    object.settle_names(&mut self.links, 0);
+                    object.names.clear();
                     self.listings += usize::from(object.listing.is_none());
                     object.listing = Some(Listing::Pending);
                     record.listings.push(*gfid);

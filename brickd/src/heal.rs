@@ -9,6 +9,7 @@
 
 pub mod healer;
 pub mod journal;
+pub mod links;
 pub mod marks;
 pub mod partner;
 pub mod port;
@@ -27,3 +28,6 @@ pub use port::{Gone, HealError, HealPort, Key};
 pub use progress::{HealControl, Progress};
 pub use query::answer;
 pub use recent::Recent;
+
+#[cfg(test)]
+mod tests;

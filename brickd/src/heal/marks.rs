@@ -13,6 +13,7 @@ use std::ops::Range;
 use mortar_common::Gfid;
 use mortar_proto::data::Change;
 
+use super::links::{Held, Links};
 use super::ranges::{RangeValue, Ranges};
 use super::record::{MarkRecord, NameMark, RangeMark};
 use super::touch::{Lacks, TO_THE_END, Touch, each_touch};
@@ -65,7 +66,7 @@ struct ObjectMarks {
     since: u64,
     attributes: Option<(MarkState, Lacks)>,
     listing: Option<Listing>,
-    names: BTreeMap<Box<[u8]>, MarkState>,
+    names: BTreeMap<Box<[u8]>, (MarkState, Held)>,
     names_pending: usize,
     ranges: Ranges<MarkState>,
 }
@@ -86,6 +87,20 @@ impl ObjectMarks {
             + usize::from(self.listing.is_some())
             + self.names.len()
             + self.ranges.len()
+    }
+
+    fn is_name_pending(&self, name: &[u8]) -> bool {
+        matches!(self.names.get(name), Some((MarkState::Pending, _)))
+    }
+
+    fn settle_names(&mut self, links: &mut Links, number: u64) {
+        for (state, held) in self.names.values_mut() {
+            if *state == MarkState::Pending {
+                links.remove(*held);
+            }
+            *state = MarkState::Carried(number);
+        }
+        self.names_pending = 0;
     }
 
     fn is_blocked(&self) -> bool {
@@ -135,6 +150,9 @@ pub struct Summary {
 pub struct Marks {
     objects: BTreeMap<Gfid, ObjectMarks>,
     count: usize,
+    /// Directories marked whole.
+    listings: usize,
+    links: Links,
     next_since: u64,
     /// Set: anything may differ. The value changes whenever the comparison must begin anew.
     everything: Option<u64>,
@@ -176,7 +194,7 @@ impl Marks {
                     record.objects.push(gfid);
                 }
             }
-            Touch::Name(parent, name) => self.mark_name(parent, name, record),
+            Touch::Name(parent, name, held) => self.mark_name(parent, name, held, record),
             Touch::Bytes(gfid, range) => {
                 let object = self.pending_object(gfid);
                 let before = object.ranges.len();
@@ -191,7 +209,7 @@ impl Marks {
                 let after = object.ranges.len();
                 self.count = self.count + after - before;
             }
-            Touch::Reads(..) | Touch::Finds(_) | Touch::Empty(_) => {}
+            Touch::Reads(..) | Touch::Finds(_) | Touch::Takes(_) => {}
         }
         if self.count > MARKS_MAX {
             self.coarsen(record);
@@ -206,6 +224,7 @@ impl Marks {
         }
         if object.listing.replace(Listing::Pending).is_none() {
             self.count += 1;
+            self.listings += 1;
         }
     }
 
@@ -260,7 +279,7 @@ impl Marks {
         }
         for NameMark { parent, name } in &from.names {
             if let Some(parent) = parent {
-                self.mark(Touch::Name(*parent, name), &mut again);
+                self.mark(Touch::Name(*parent, name, Held::Unknown), &mut again);
             }
         }
         for RangeMark { gfid, start, end } in &from.ranges {
@@ -313,6 +332,7 @@ impl Marks {
     /// The copy was lost on the way: everything that was carried and not confirmed is pending
     /// again.
     pub fn reset(&mut self) {
+        self.links = Links::default();
         for object in self.objects.values_mut() {
             if let Some((state, lacks)) = &mut object.attributes {
                 (*state, *lacks) = (MarkState::Pending, Lacks::Attributes);
@@ -320,10 +340,10 @@ impl Marks {
             if let Some(listing) = &mut object.listing {
                 *listing = Listing::Pending;
             }
-            object
-                .names
-                .values_mut()
-                .for_each(|state| *state = MarkState::Pending);
+            for mark in object.names.values_mut() {
+                *mark = (MarkState::Pending, Held::Unknown);
+                self.links.add(Held::Unknown);
+            }
             object.names_pending = object.names.len();
             object.ranges.each_mut(|state| *state = MarkState::Pending);
         }
@@ -336,7 +356,7 @@ impl Marks {
         let before = self.count;
         self.objects.retain(|_, object| {
             object.attributes = object.attributes.filter(|(state, _)| !goes(*state));
-            object.names.retain(|_, state| !goes(*state));
+            object.names.retain(|_, (state, _)| !goes(*state));
             object.ranges.retain(|state| !goes(state));
             object.len() > 0
         });
@@ -344,11 +364,21 @@ impl Marks {
         before - self.count
     }
 
-    /// Forgets an object: neither side has it any more.
-    pub fn remove(&mut self, gfid: Gfid) {
-        if let Some(object) = self.objects.remove(&gfid) {
-            self.count -= object.len();
-        }
+    /// All that is marked of the object was carried by the heal change of this number, or by
+    /// changes before it.
+    pub fn carried_all(&mut self, gfid: Gfid, number: u64) {
+        let Some(object) = self.objects.get_mut(&gfid) else {
+            return;
+        };
+        let before = object.len();
+        object.settle_names(&mut self.links, number);
+        object
+            .ranges
+            .each_mut(|state| *state = MarkState::Carried(number));
+        object.attributes = Some((MarkState::Carried(number), Lacks::Times));
+        self.listings -= usize::from(object.listing.take().is_some());
+        let after = object.len();
+        self.count = self.count + after - before;
     }
 
     /// The objects with something pending, oldest first, at most `limit`.
@@ -397,7 +427,7 @@ impl Marks {
         let pending = object
             .names
             .iter()
-            .filter(|(_, state)| **state == MarkState::Pending);
+            .filter(|(_, (state, _))| *state == MarkState::Pending);
         pending.take(limit).map(|(name, _)| name.to_vec()).collect()
     }
 
@@ -411,7 +441,7 @@ impl Marks {
     /// Whether this name is pending.
     pub fn is_name_pending(&self, parent: Gfid, name: &[u8]) -> bool {
         let object = self.objects.get(&parent);
-        object.and_then(|object| object.names.get(name)) == Some(&MarkState::Pending)
+        object.is_some_and(|object| object.is_name_pending(name))
     }
 
     /// The first pending range of a file at or after `from`.
@@ -442,9 +472,12 @@ impl Marks {
     /// The heal change of this number carried what the name holds.
     pub fn carried_name(&mut self, parent: Gfid, name: &[u8], number: u64) {
         if let Some(object) = self.objects.get_mut(&parent)
-            && let Some(state) = object.names.get_mut(name)
+            && let Some((state, held)) = object.names.get_mut(name)
         {
-            object.names_pending -= usize::from(*state == MarkState::Pending);
+            if *state == MarkState::Pending {
+                object.names_pending -= 1;
+                self.links.remove(*held);
+            }
             *state = MarkState::Carried(number);
         }
     }
@@ -483,6 +516,7 @@ impl Marks {
         {
             object.listing = None;
             self.count -= 1;
+            self.listings -= 1;
         }
     }
 
@@ -536,22 +570,28 @@ impl Marks {
         self.objects.iter().take(limit).map(summary).collect()
     }
 
-    fn mark_name(&mut self, parent: Gfid, name: &[u8], record: &mut MarkRecord) {
+    fn mark_name(&mut self, parent: Gfid, name: &[u8], held: Held, record: &mut MarkRecord) {
         let object = self.pending_object(parent);
         if object.listing == Some(Listing::Pending) {
             return;
         }
-        match object.names.insert(name.into(), MarkState::Pending) {
-            Some(MarkState::Pending) => {}
-            Some(_) => object.names_pending += 1,
-            None => {
-                object.names_pending += 1;
-                self.count += 1;
-                record.names.push(NameMark {
-                    parent: Some(parent),
-                    name: name.to_vec(),
-                });
-            }
+        let before = object.names.get(name).copied();
+        let held = match before {
+            Some((MarkState::Pending, before)) => before.then(held),
+            _ => held,
+        };
+        object.names.insert(name.into(), (MarkState::Pending, held));
+        match before {
+            Some((MarkState::Pending, before)) => self.links.remove(before),
+            _ => object.names_pending += 1,
+        }
+        self.links.add(held);
+        if before.is_none() {
+            self.count += 1;
+            record.names.push(NameMark {
+                parent: Some(parent),
+                name: name.to_vec(),
+            });
         }
     }
 
@@ -559,23 +599,26 @@ impl Marks {
         if self.everything.is_some() {
             return true;
         }
+        if let Touch::Takes(gfid) = touch
+            && (self.listings > 0 || self.links.differ(*gfid))
+        {
+            return true;
+        }
         let (Touch::Object(gfid, _)
-        | Touch::Name(gfid, _)
+        | Touch::Name(gfid, ..)
         | Touch::Bytes(gfid, _)
         | Touch::Reads(gfid, _)
         | Touch::Finds(gfid)
-        | Touch::Empty(gfid)) = touch;
+        | Touch::Takes(gfid)) = touch;
         let Some(object) = self.objects.get(gfid) else {
             return false;
         };
         match touch {
             Touch::Object(..) | Touch::Finds(_) => object.is_blocked(),
-            Touch::Name(_, name) => {
-                object.listing.is_some() || object.names.get(*name) == Some(&MarkState::Pending)
-            }
+            Touch::Name(_, name, _) => object.listing.is_some() || object.is_name_pending(name),
             Touch::Bytes(_, range) => pending_within(&object.ranges, range),
             Touch::Reads(_, range) => object.is_blocked() || pending_within(&object.ranges, range),
-            Touch::Empty(_) => object.listing.is_some() || object.names_pending > 0,
+            Touch::Takes(_) => object.names_pending > 0,
         }
     }
 
@@ -599,8 +642,9 @@ impl Marks {
         if self.count > enough {
             for (gfid, object) in &mut self.objects {
                 if object.names.len() > NAMES_KEPT {
+                    object.settle_names(&mut self.links, 0);
                     object.names.clear();
-                    object.names_pending = 0;
+                    self.listings += usize::from(object.listing.is_none());
                     object.listing = Some(Listing::Pending);
                     record.listings.push(*gfid);
                 }
@@ -609,7 +653,7 @@ impl Marks {
         }
         if self.count > enough {
             self.objects.clear();
-            self.count = 0;
+            (self.count, self.listings, self.links) = (0, 0, Links::default());
             self.mark_everything(record);
         }
     }

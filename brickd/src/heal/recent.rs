@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, HashMap};
 use mortar_common::{BrickId, Gfid};
 use mortar_proto::data::Change;
 
+use super::links::Held;
 use super::marks::Marks;
 use super::ranges::{RangeValue, Ranges};
 use super::record::MarkRecord;
@@ -132,7 +133,7 @@ impl Recent {
                 .iter()
                 .filter(|(_, number)| **number > confirmed)
             {
-                marks.mark(Touch::Name(*gfid, name), &mut record);
+                marks.mark(Touch::Name(*gfid, name, Held::Unknown), &mut record);
             }
             for (range, _) in object
                 .ranges
@@ -158,8 +159,8 @@ impl Recent {
 
     fn note_touch(&mut self, touch: Touch<'_>, number: u64) {
         let gfid = match &touch {
-            Touch::Object(gfid, _) | Touch::Name(gfid, _) | Touch::Bytes(gfid, _) => *gfid,
-            Touch::Reads(..) | Touch::Finds(_) | Touch::Empty(_) => return,
+            Touch::Object(gfid, _) | Touch::Name(gfid, ..) | Touch::Bytes(gfid, _) => *gfid,
+            Touch::Reads(..) | Touch::Finds(_) | Touch::Takes(_) => return,
         };
         let count = &mut self.count;
         let object = self.objects.entry(gfid).or_insert_with(|| {
@@ -171,7 +172,7 @@ impl Recent {
                 object.attributes = object.attributes.max(number);
                 object.lacks = object.lacks.max(Some(lacks));
             }
-            Touch::Name(_, name) => match object.names.get_mut(name) {
+            Touch::Name(_, name, _) => match object.names.get_mut(name) {
                 Some(last) => *last = (*last).max(number),
                 None => {
                     object.names.insert(name.into(), number);
@@ -183,7 +184,7 @@ impl Recent {
                 object.ranges.set(range, number);
                 *count = *count + object.ranges.len() - before;
             }
-            Touch::Reads(..) | Touch::Finds(_) | Touch::Empty(_) => {}
+            Touch::Reads(..) | Touch::Finds(_) | Touch::Takes(_) => {}
         }
     }
 

@@ -7,6 +7,8 @@ use mortar_common::Gfid;
 use mortar_proto::data::change::Step;
 use mortar_proto::data::{Change, RenameMode, RenameStep, SetAttrStep};
 
+use super::links::Held;
+
 /// To the end of a file, however long it is.
 pub const TO_THE_END: u64 = u64::MAX;
 
@@ -24,16 +26,17 @@ pub enum Lacks {
 pub enum Touch<'a> {
     /// Changes the object itself.
     Object(Gfid, Lacks),
-    /// Changes what a name holds.
-    Name(Gfid, &'a [u8]),
+    /// Changes what a name in this directory holds.
+    Name(Gfid, &'a [u8], Held),
     /// Changes bytes.
     Bytes(Gfid, Range<u64>),
     /// Reads bytes without changing them (the source of a copy).
     Reads(Gfid, Range<u64>),
     /// Finds the object in place without changing it.
     Finds(Gfid),
-    /// Finds the object, if it is a directory, empty.
-    Empty(Gfid),
+    /// Takes a name, perhaps the last one, from the object; if it is a directory, it is empty. Or
+    /// frees the object.
+    Takes(Gfid),
 }
 
 /// Hands everything that `change` touches to `each`. What lives in memory alone (sessions, opens,
@@ -43,21 +46,20 @@ pub fn each_touch<'a>(change: &'a Change, each: &mut dyn FnMut(Touch<'a>)) {
     let Some(step) = &change.step else { return };
     match step {
         Step::Create(step) => {
-            entry(step.parent, &step.name, each);
+            entry(step.parent, &step.name, None, step.gfid, each);
             object(step.gfid, Attributes, each);
         }
         Step::Link(step) => {
-            entry(step.parent, &step.name, each);
+            entry(step.parent, &step.name, None, step.gfid, each);
             object(step.gfid, Times, each);
         }
         Step::Unlink(step) => {
-            entry(step.parent, &step.name, each);
-            object(step.gfid, Times, each);
+            entry(step.parent, &step.name, step.gfid, None, each);
+            taken(step.gfid, each);
         }
         Step::Rmdir(step) => {
-            entry(step.parent, &step.name, each);
-            object(step.gfid, Times, each);
-            emptied(step.gfid, each);
+            entry(step.parent, &step.name, step.gfid, None, each);
+            taken(step.gfid, each);
         }
         Step::Rename(step) => rename(step, each),
         Step::Setattr(step) => set_attr(step, each),
@@ -84,7 +86,7 @@ pub fn each_touch<'a>(change: &'a Change, each: &mut dyn FnMut(Touch<'a>)) {
                 each(Touch::Finds(gfid));
             }
         }
-        Step::Free(step) => object(step.gfid, Times, each),
+        Step::Free(step) => taken(step.gfid, each),
         Step::SessionOpen(_)
         | Step::SessionEnd(_)
         | Step::Open(_)
@@ -103,15 +105,22 @@ fn object<'a>(gfid: Option<Gfid>, lacks: Lacks, each: &mut dyn FnMut(Touch<'a>))
     }
 }
 
-fn emptied<'a>(gfid: Option<Gfid>, each: &mut dyn FnMut(Touch<'a>)) {
+fn taken<'a>(gfid: Option<Gfid>, each: &mut dyn FnMut(Touch<'a>)) {
+    object(gfid, Lacks::Times, each);
     if let Some(gfid) = gfid {
-        each(Touch::Empty(gfid));
+        each(Touch::Takes(gfid));
     }
 }
 
-fn entry<'a>(parent: Option<Gfid>, name: &'a [u8], each: &mut dyn FnMut(Touch<'a>)) {
+fn entry<'a>(
+    parent: Option<Gfid>,
+    name: &'a [u8],
+    before: Option<Gfid>,
+    after: Option<Gfid>,
+    each: &mut dyn FnMut(Touch<'a>),
+) {
     if let Some(parent) = parent {
-        each(Touch::Name(parent, name));
+        each(Touch::Name(parent, name, Held::Known { before, after }));
         each(Touch::Object(parent, Lacks::Times));
     }
 }
@@ -126,12 +135,25 @@ fn bytes<'a>(gfid: Option<Gfid>, offset: u64, len: u64, each: &mut dyn FnMut(Tou
 }
 
 fn rename<'a>(step: &'a RenameStep, each: &mut dyn FnMut(Touch<'a>)) {
-    entry(step.from_parent, &step.from_name, each);
-    entry(step.to_parent, &step.to_name, each);
+    let exchange = step.how() == RenameMode::RenameExchange;
+    let left = if exchange {
+        step.replaced
+    } else {
+        step.whiteout
+    };
+    entry(step.from_parent, &step.from_name, step.gfid, left, each);
+    entry(
+        step.to_parent,
+        &step.to_name,
+        step.replaced,
+        step.gfid,
+        each,
+    );
     object(step.gfid, Lacks::Times, each);
-    object(step.replaced, Lacks::Times, each);
-    if step.how() != RenameMode::RenameExchange {
-        emptied(step.replaced, each);
+    if exchange {
+        object(step.replaced, Lacks::Times, each);
+    } else {
+        taken(step.replaced, each);
     }
     object(step.whiteout, Lacks::Attributes, each);
 }

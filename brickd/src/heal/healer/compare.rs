@@ -263,17 +263,17 @@ impl Healer<'_> {
                     if let (Some(ours), Some(theirs)) = (ours, theirs)
                         && ours.gfid != theirs.gfid
                     {
-                        self.mark_extra(gfid, &theirs.name, theirs.gfid)?;
+                        self.mark_different(gfid, &theirs.name, theirs.gfid, ours.gfid)?;
                     }
                 }
                 (Some(ours), theirs) if theirs.as_ref().is_none_or(|theirs| ours < *theirs) => {
                     if let Some(ours) = source.take() {
-                        self.mark_extra(gfid, &ours.name, None)?;
+                        self.mark_different(gfid, &ours.name, None, ours.gfid)?;
                     }
                 }
                 _ => {
                     if let Some(theirs) = copy.take() {
-                        self.mark_extra(gfid, &theirs.name, theirs.gfid)?;
+                        self.mark_different(gfid, &theirs.name, theirs.gfid, None)?;
                     }
                 }
             }

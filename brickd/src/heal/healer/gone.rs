@@ -16,8 +16,7 @@ impl Healer<'_> {
     /// freed when all other names are healed.
     pub(super) fn heal_gone(&mut self, gfid: Gfid) -> Result<(), HealError> {
         if self.stat(&[gfid])?.pop().flatten().is_none() {
-            self.marks().carried(|marks| marks.remove(gfid));
-            self.doomed.remove(&gfid);
+            self.settle(gfid);
             return Ok(());
         }
         if self.marks().look(|marks| marks.wanted(gfid)).listing {
@@ -38,8 +37,7 @@ impl Healer<'_> {
         for (gfid, told) in doomed.iter().zip(self.stat(&doomed)?) {
             self.check_stopped()?;
             let Some(told) = told else {
-                self.marks().carried(|marks| marks.remove(*gfid));
-                self.doomed.remove(gfid);
+                self.settle(*gfid);
                 continue;
             };
             let directory = file_type(&told.object) == libc::S_IFDIR;
@@ -58,7 +56,7 @@ impl Healer<'_> {
     fn displace_children(&mut self, gfid: Gfid) -> Result<bool, HealError> {
         let page = self.read_dir_on_copy(&first_page(gfid))?;
         for entry in &page.entries {
-            self.mark_extra(gfid, &entry.name, entry.gfid)?;
+            self.mark_different(gfid, &entry.name, entry.gfid, None)?;
         }
         Ok(!page.entries.is_empty())
     }
@@ -77,12 +75,19 @@ impl Healer<'_> {
         Ok(())
     }
 
+    /// Nothing is left to be done about the object; what was done is yet to be synced.
+    fn settle(&mut self, gfid: Gfid) {
+        let number = self.last_sent;
+        self.marks()
+            .carried(|marks| marks.carried_all(gfid, number));
+        self.doomed.remove(&gfid);
+    }
+
     /// The copy has a name for what the source does not have, and no mark explains it: what is
     /// named is never freed. Everything is compared, once; if that does not help either, the object
     /// is left as it is.
     fn give_up(&mut self, gfid: Gfid) -> Result<(), HealError> {
-        self.doomed.remove(&gfid);
-        self.marks().carried(|marks| marks.remove(gfid));
+        self.settle(gfid);
         if self.comparisons_left > 0 {
             self.comparisons_left -= 1;
             tracing::info!(%gfid, "the copy names an object that this one does not have: comparing everything");

@@ -5,6 +5,7 @@ use mortar_proto::data::change::Step;
 use mortar_proto::data::result::Ok as Answer;
 use mortar_proto::data::{HealNameStep, Object, ReadDir, ReadDirPage};
 
+use super::super::links::Held;
 use super::super::port::{HealError, Key};
 use super::super::query::{ask_read_dir, file_type, found};
 use super::super::record::MarkRecord;
@@ -175,7 +176,7 @@ impl Healer<'_> {
                 return Ok(false);
             };
             self.marks().edit(|marks, record| {
-                marks.mark(Touch::Name(above, &name), record);
+                marks.mark(Touch::Name(above, &name, Held::Unknown), record);
             })?;
             let held = found(self.port.source().lookup(above, &name))?;
             let gfids: Vec<Gfid> = held.iter().filter_map(|object| object.gfid).collect();
@@ -235,20 +236,25 @@ impl Healer<'_> {
         Ok(())
     }
 
-    /// Marks a name of the copy that the source does not have so, and what the copy holds there if
-    /// the source has no such object at all.
-    pub(super) fn mark_extra(
+    /// Marks a name under which both hold different things, and what the copy holds there if the
+    /// source has no such object at all.
+    pub(super) fn mark_different(
         &self,
         parent: Gfid,
         name: &[u8],
-        holds: Option<Gfid>,
+        theirs: Option<Gfid>,
+        ours: Option<Gfid>,
     ) -> Result<(), HealError> {
-        let lost = match holds {
+        let lost = match theirs {
             Some(gfid) if found(self.port.source().object(gfid))?.is_none() => Some(gfid),
             _ => None,
         };
         self.marks().edit(|marks, record: &mut MarkRecord| {
-            marks.mark(Touch::Name(parent, name), record);
+            let held = Held::Known {
+                before: theirs,
+                after: ours,
+            };
+            marks.mark(Touch::Name(parent, name, held), record);
             if let Some(gfid) = lost {
                 marks.mark(Touch::Object(gfid, super::Lacks::Times), record);
             }

@@ -118,7 +118,11 @@ impl Registry {
     pub async fn start(config: RegistryConfig) -> Result<Self, RegistryError> {
         std::fs::create_dir_all(&config.data_dir)
             .map_err(|error| RegistryError::storage(&config.data_dir, error))?;
-        let identity = Identity::load_or_make(&config.data_dir)?;
+        // A log that is gone is never begun again under the same id.
+        let identity = match config.data_dir.join(FILE).exists() {
+            true => Identity::load_or_make(&config.data_dir)?,
+            false => Identity::renew(&config.data_dir)?,
+        };
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(THREADS)
             .thread_name("registry")
@@ -247,6 +251,10 @@ impl Inner {
         let path = config.data_dir.join(FILE);
         let (disk, stored) =
             Disk::open(&path).map_err(|error| RegistryError::storage(&path, error))?;
+        // The file has to survive a power cut together with the identity that goes with it.
+        std::fs::File::open(&config.data_dir)
+            .and_then(|folder| folder.sync_all())
+            .map_err(|error| RegistryError::storage(&config.data_dir, error))?;
         let found = stored.pool.clone();
         let peer = identity.peer;
         let inner = Arc::new(Inner {

@@ -13,15 +13,9 @@ use tracing_subscriber::EnvFilter;
 /// # Errors
 /// When the level cannot be read or the file cannot be opened, in words.
 pub fn start(level: &str, file: Option<&Path>) -> Result<(), String> {
-    // A plain level is Mortar's own; the Raft library tells of every step at "info", and warns of
-    // every peer that is down, which Mortar says in its own words.
-    let plain = !level.contains([',', '=']);
-    let filter = if plain {
-        format!("{level},openraft=error")
-    } else {
-        level.to_owned()
-    };
-    let filter = EnvFilter::try_new(filter)
+    // openraft warns of every late message; what matters of it the registry says itself. Naming it
+    // in the level switches it on.
+    let filter = EnvFilter::try_new(format!("openraft=off,{level}"))
         .map_err(|error| format!("'{level}' is not a log level: {error}"))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -241,12 +241,11 @@ impl Inner {
         };
         let mine = &node.pool;
         if mine.generation_id == request.generation_id {
-            let index = mine.joined_at.max(self.log_applied());
-            return if request.index == mine.joined_at && self.log_applied() == 0 {
+            let applied = self.log_applied();
+            let listed = request.members.iter().any(|member| member.id == mine.peer);
+            return if applied == 0 && request.index >= mine.joined_at {
                 Ok(Joining::Again)
-            } else if request.index > index
-                && !request.members.iter().any(|member| member.id == mine.peer)
-            {
+            } else if request.index > applied.max(mine.joined_at) && !listed {
                 Ok(Joining::Renewed)
             } else {
                 refused(format!("{host} is in the pool already"))
@@ -369,7 +368,7 @@ impl Inner {
 
 /// How a peer enters the pool that invites it.
 enum Joining {
-    /// It did so before, for the same invitation.
+    /// It did so before, for this or another invitation, and waits to hear from the leader.
     Again,
     /// Under the id it has.
     AsIs,

@@ -87,6 +87,7 @@ impl State {
         match &command.what {
             Some(What::PutPeer(PutPeer { peer: Some(peer) })) => {
                 self.members.insert(peer.id);
+                self.detached.retain(|(id, _)| *id != peer.id);
             }
             Some(What::RemovePeer(RemovePeer { id })) => {
                 self.members.remove(id);

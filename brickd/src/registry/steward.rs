@@ -6,7 +6,7 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use mortar_proto::registry::Outcome;
-use openraft::errors::{ClientWriteError, RaftError};
+use openraft::errors::{ClientWriteError, Fatal, RaftError};
 use openraft::{BasicNode, ChangeMembers, Instant};
 
 use super::Inner;
@@ -105,6 +105,7 @@ fn next_step(
 /// Runs until the registry ends.
 pub async fn run(inner: Weak<Inner>) {
     let mut leader = None;
+    let mut failed = false;
     loop {
         tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
         let Some(inner) = inner.upgrade() else { return };
@@ -114,6 +115,7 @@ pub async fn run(inner: Weak<Inner>) {
         let Some(node) = inner.node() else { continue };
         let metrics = node.metrics();
         tell_of_leader(&inner, &metrics, &mut leader);
+        tell_of_failure(&metrics, &mut failed);
         if metrics.current_leader != Some(node.pool.peer) {
             continue;
         }
@@ -152,6 +154,15 @@ fn tell_of_leader(inner: &Inner, metrics: &Metrics, last: &mut Option<(u64, u64)
             .peer(leader)
             .map_or_else(|| format!("{leader:016x}"), |peer| peer.host);
         tracing::info!("{host} leads the registry in term {}", metrics.current_term);
+    }
+}
+
+/// Raft's own log is switched off; that it gave up is for people to see.
+fn tell_of_failure(metrics: &Metrics, told: &mut bool) {
+    if let Err(error @ (Fatal::StorageError(_) | Fatal::Panicked)) = &metrics.running_state
+        && !std::mem::replace(told, true)
+    {
+        tracing::error!("this peer takes no part in the registry until it is restarted: {error}");
     }
 }
 

@@ -147,8 +147,9 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     info!("stopping");
     stopping.store(true, Ordering::Relaxed);
     let _ = stop.send(true);
-    host.stop();
+    let halted = host.halt();
     control.block_on(registry.shutdown());
+    host.leave(halted);
     control.shutdown_timeout(Duration::from_secs(1));
     info!("stopped");
     Ok(())

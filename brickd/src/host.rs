@@ -49,6 +49,9 @@ pub struct BrickHost {
     /// Which process each peer last showed, so that its goodbye can be told from an older one's.
     processes: Mutex<HashMap<PeerId, Incarnation>>,
     stop: crate::link::Stop,
+    /// Wakes the thread that follows the registry, to end.
+    wake: tokio::sync::Notify,
+    follower: Mutex<Option<std::thread::JoinHandle<()>>>,
 }
 
 struct Problem {
@@ -73,16 +76,18 @@ impl BrickHost {
             problems: Mutex::default(),
             processes: Mutex::default(),
             stop: crate::link::Stop::default(),
+            wake: tokio::sync::Notify::new(),
+            follower: Mutex::default(),
         });
         let links = Links::new(me, process, events::LinkEvents::new(&host));
         let _ = host.links.set(links);
         let follower = Arc::clone(&host);
         let spawned = std::thread::Builder::new()
             .name("host".to_owned())
-            .spawn(move || follower.follow_registry())
-            .map(drop);
-        if let Err(error) = spawned {
-            error!(%error, "no thread to follow the registry");
+            .spawn(move || follower.follow_registry());
+        match spawned {
+            Ok(thread) => *lock(&host.follower) = Some(thread),
+            Err(error) => error!(%error, "no thread to follow the registry"),
         }
         host
     }
@@ -127,16 +132,31 @@ impl BrickHost {
         work()
     }
 
-    /// Stops every brick in order, and says goodbye.
-    pub fn stop(&self) {
+    /// Halts every brick: nothing is answered any more.
+    pub fn halt(&self) -> Vec<Arc<Replica>> {
         self.stop.stop();
+        self.wake.notify_one();
+        if let Some(thread) = lock(&self.follower).take()
+            && thread.join().is_err()
+        {
+            error!("the thread that follows the registry panicked");
+        }
         let running: Vec<Arc<Replica>> = self.lock_running().drain().map(|(_, r)| r).collect();
+        for replica in &running {
+            replica.halt();
+        }
+        running
+    }
+
+    /// Says goodbye, so that other copies take over at once, and brings the bricks to an end. The
+    /// registry of this process must have stopped: its vote is counted as gone.
+    pub fn leave(&self, halted: Vec<Arc<Replica>>) {
         self.links().goodbye(Goodbye {
             brick: 0,
             incarnation: self.links().process().0,
         });
-        for replica in running {
-            replica.stop();
+        for replica in halted {
+            replica.finish_stop();
         }
         self.links().stop();
     }
@@ -146,9 +166,12 @@ impl BrickHost {
         while !self.stop.is_stopped() {
             let view = Arc::clone(&views.borrow_and_update());
             self.adopt(&view);
-            let waited = self
-                .control
-                .block_on(async { tokio::time::timeout(RETRY, views.changed()).await });
+            let waited = self.control.block_on(async {
+                tokio::select! {
+                    () = self.wake.notified() => Ok(Ok(())),
+                    waited = tokio::time::timeout(RETRY, views.changed()) => waited,
+                }
+            });
             if matches!(waited, Ok(Err(_))) {
                 return;
             }
@@ -196,11 +219,12 @@ impl BrickHost {
     fn stop_brick(&self, replica: &Arc<Replica>) {
         let setting = replica.setting();
         info!(volume = setting.volume_name, brick = %setting.me, "the brick stops");
+        replica.halt();
         self.links().goodbye(Goodbye {
             brick: setting.me.0,
             incarnation: setting.incarnation.0,
         });
-        replica.stop();
+        replica.finish_stop();
     }
 
     fn start_brick(self: &Arc<Self>, view: &View, volume: &Volume, brick: &reg::Brick) {
@@ -278,11 +302,11 @@ impl BrickHost {
     }
 
     fn lock_running(&self) -> MutexGuard<'_, HashMap<BrickId, Arc<Replica>>> {
-        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.running)
     }
 
     fn lock_problems(&self) -> MutexGuard<'_, HashMap<BrickId, Problem>> {
-        self.problems.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.problems)
     }
 }
 
@@ -326,6 +350,10 @@ impl LocalBricks for BrickHost {
     fn heal(&self, request: &VolumeHealRequest) -> VolumeHealReply {
         report::heal(self, request)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn identity(volume: &Volume, brick: &reg::Brick, set: u32) -> BrickIdentity {

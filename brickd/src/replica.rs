@@ -212,19 +212,26 @@ impl Replica {
         self.event(|core, now| core.operator_trusts_me(now));
     }
 
-    /// Stops in order: no more answers, everything on disk, the core's last words said.
-    pub fn stop(self: &Arc<Self>) {
-        self.event(|core, now| core.stop(now));
+    /// From here on this copy answers nothing and proposes nothing: its place is taken by whoever
+    /// hears its goodbye, which is said only now. It does not hand its place over itself, because
+    /// with two voters the other goes alone at the goodbye, and two epochs of one number would be
+    /// a split.
+    pub fn halt(self: &Arc<Self>) {
         self.stop.stop();
+        self.event(|core, now| core.stop(now));
         self.streams.close_all();
         self.follower.shut();
+    }
+
+    /// The rest of an orderly stop, after [`Replica::halt`]: everything on disk.
+    pub fn finish_stop(&self) {
         self.lanes.stop();
         if let Err(error) = self.store.sync_all() {
             warn!(%error, "the brick could not be synced at its stop");
         }
     }
 
-    /// Whether [`Replica::stop`] was called.
+    /// Whether [`Replica::halt`] was called.
     pub fn is_stopped(&self) -> bool {
         self.stop.is_stopped()
     }
@@ -296,6 +303,7 @@ impl Replica {
                     replica.view(view);
                 }
             }),
+            Command::Propose { .. } if self.stop.is_stopped() => {}
             Command::Propose { expect, next, lone } => {
                 self.in_background("propose", move |replica| {
                     let outcome = replica.ports.propose(expect, &next, &lone);
@@ -331,7 +339,8 @@ impl Replica {
             .collect();
         let in_sync = in_sync.join(", ");
         match role {
-            Role::Split | Role::Stopped(_) if !self.stop.is_stopped() => {
+            Role::Stopped(_) if self.stop.is_stopped() => info!(volume, brick, "halted"),
+            Role::Split | Role::Stopped(_) => {
                 warn!(volume, brick, epoch = number, ?role, "this copy is closed");
             }
             _ => info!(volume, brick, epoch = number, in_sync, ?role, "role"),

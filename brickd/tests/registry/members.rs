@@ -139,7 +139,13 @@ async fn a_probe_that_cannot_work_says_why_and_changes_nothing() {
     assert_eq!(hosts[0].registry.view().index, index);
     assert_eq!(other[1].registry.view().peers.len(), 2);
 
-    // Another wire version is refused by the side that is asked, too.
+    end(hosts).await;
+    end(other).await;
+}
+
+/// Another wire version is refused by the side that is asked, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_of_another_version_joins_nothing() {
     let fresh = Host::new(slow()).await;
     let request = JoinRequest {
         pool: 1,
@@ -154,30 +160,15 @@ async fn a_probe_that_cannot_work_says_why_and_changes_nothing() {
         "{}",
         reply.refusal
     );
-    end(hosts).await;
-    end(other).await;
+    assert!(fresh.registry.view().peers.is_empty());
     fresh.kill().await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn voters_stay_odd_and_a_detached_peer_is_free_again() {
-    let mut hosts = pool(4, slow()).await;
-    assert_eq!(hosts[0].voters().await, 3, "the fourth learns");
-    let fourth = hosts.pop().unwrap();
-    let ids = [hosts[0].id(), hosts[1].id()];
-    assert_eq!(
-        hosts[0]
-            .registry
-            .propose(create("v01", &ids))
-            .await
-            .unwrap()
-            .refusal,
-        ""
-    );
-
+/// A peer with a brick, the asking one itself, one nobody knows.
+async fn refuses_to_detach(hosts: &[Host]) {
     let error = hosts[2]
         .registry
-        .remove(PeerId(ids[0]), false)
+        .remove(PeerId(hosts[0].id()), false)
         .await
         .unwrap_err()
         .to_string();
@@ -197,6 +188,25 @@ async fn voters_stay_odd_and_a_detached_peer_is_free_again() {
         error.to_string().contains("is not part of cluster"),
         "{error}"
     );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn voters_stay_odd_and_a_detached_peer_is_free_again() {
+    let mut hosts = pool(4, slow()).await;
+    assert_eq!(hosts[0].voters().await, 3, "the fourth learns");
+    let fourth = hosts.pop().unwrap();
+    let ids = [hosts[0].id(), hosts[1].id()];
+    assert_eq!(
+        hosts[0]
+            .registry
+            .propose(create("v01", &ids))
+            .await
+            .unwrap()
+            .refusal,
+        ""
+    );
+
+    refuses_to_detach(&hosts).await;
 
     // A voter goes, the learner takes its place.
     let gone = hosts.pop().unwrap();

@@ -67,6 +67,10 @@ async fn a_stale_log_is_refused_the_vote() {
     let (stale, fresh) = (others[0], others[1]);
     cluster.network.cut(stale, &[1, 2, 3]);
     cluster.write(&[leader, fresh], put(7)).await;
+    wait("the fresh one to know that it is committed", || async {
+        (cluster.view_index(fresh) == cluster.view_index(leader)).then_some(())
+    })
+    .await;
     let stale_log = cluster.node(stale).metrics().last_applied;
     let term = cluster.node(leader).metrics().current_term;
     drop(cluster.stop(leader).await);

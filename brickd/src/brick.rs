@@ -115,21 +115,16 @@ impl Brick {
         let opened = prepare::open(path, identity)?;
         let crashed = opened.file.running;
         let synced_ms = opened.file.synced_at_ms;
-        let handles_lost = opened.handles_lost;
+        let new_handles = opened.handles_lost.then(|| opened.root_handle.clone());
         let inner = Arc::new(inner_of(opened, reserve).map_err(|error| {
             BrickError::NotThisBrick(format!("brick {}: {error}", path.display()))
         })?);
-        let recovered = inner.recover_txn().and_then(|()| {
-            if handles_lost {
-                inner.rewrite_handles(inner.walks())?;
-            }
-            if crashed {
-                inner.sweep(synced_ms)
-            } else {
-                Ok(())
-            }
-        });
-        recovered.map_err(|error| {
+        let swept_from_ms = match (&new_handles, crashed) {
+            (Some(_), _) => Some(0),
+            (None, true) => Some(synced_ms),
+            (None, false) => None,
+        };
+        inner.recover(new_handles, swept_from_ms).map_err(|error| {
             inner.error(error, || {
                 format!("putting brick {} in order", path.display())
             })

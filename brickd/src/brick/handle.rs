@@ -3,6 +3,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mortar_common::Gfid;
 use mortar_proto::data::Time;
@@ -23,6 +24,10 @@ pub(super) const DIR_BUFFER_BYTES: usize = 32 * 1024;
 const LOADS_MAX: usize = 16;
 /// The disk's own ctime may be this much later than the write-back that made it.
 const WRITE_BACK_SLACK_MS: u64 = 20;
+
+/// A handle is stale when it is so for this often, with this between.
+const STALE_TRIES: usize = 3;
+const STALE_PAUSE: Duration = Duration::from_millis(5);
 
 /// What calls that take a path are made on: an open descriptor, or a handle's name.
 pub(super) enum Target {
@@ -314,13 +319,19 @@ impl Inner {
             return rustix::io::fcntl_dupfd_cloexec(&self.root, 0);
         }
         let walk = self.walks();
+        for _ in 0..STALE_TRIES {
+            match self.open_dir_once(gfid) {
+                // Perhaps it is just being removed, and its handle goes in a moment.
+                Err(Errno::STALE) => std::thread::sleep(STALE_PAUSE),
+                other => return other,
+            }
+        }
+        self.rewrite_handles(walk)?;
         match self.open_dir_once(gfid) {
             Err(Errno::STALE) => {
-                self.rewrite_handles(walk)?;
-                self.open_dir_once(gfid).map_err(|error| match error {
-                    Errno::STALE => Errno::NOENT,
-                    other => other,
-                })
+                // It is nowhere: a crash came between its removal and its handle's.
+                self.drop_handle(gfid)?;
+                Err(Errno::NOENT)
             }
             other => other,
         }
@@ -329,7 +340,15 @@ impl Inner {
     fn open_dir_once(&self, gfid: Gfid) -> Result<OwnedFd, Errno> {
         let name = HandleName::of(gfid);
         let mut buffer = [0; 2 * KERNEL_HANDLE_BYTES_MAX + 8];
-        let len = rustix::fs::readlinkat_raw(&self.handle, name.c_str(), &mut buffer[..])?;
+        let len = rustix::fs::readlinkat_raw(&self.handle, name.c_str(), &mut buffer[..])
+            // Not a symlink: a file that lost its gfid, which is no object any more.
+            .map_err(|error| {
+                if error == Errno::INVAL {
+                    Errno::NOENT
+                } else {
+                    error
+                }
+            })?;
         let handle = KernelHandle::from_text(&buffer[..len]).ok_or(Errno::STALE)?;
         // A handle of another disk may be malformed to this one, or name something else there.
         let dir = handle
@@ -407,7 +426,7 @@ impl Inner {
     }
 
     fn renew_entries(&self, dir: &OwnedFd, pending: &mut Vec<KernelHandle>) -> Result<(), Errno> {
-        each_entry(dir, &mut |name, _| {
+        each_entry(dir, &mut |name, entry| {
             let Ok(Some(gfid)) = self.gfid_at(dir.as_fd(), name) else {
                 return Ok(());
             };
@@ -416,21 +435,34 @@ impl Inner {
                     self.write_dir_handle(gfid, child.as_fd())?;
                     pending.push(KernelHandle::of(child.as_fd())?);
                 }
-                Err(Errno::NOTDIR | Errno::LOOP) => {
-                    let handle = HandleName::of(gfid);
-                    let flags = AtFlags::empty();
-                    match self.in_bucket(&handle, || {
-                        rustix::fs::linkat(dir, name, &self.handle, handle.c_str(), flags)
-                    }) {
-                        Ok(()) | Err(Errno::EXIST) => {}
-                        Err(error) => return Err(error),
-                    }
+                Err(Errno::NOTDIR | Errno::LOOP | Errno::NXIO) => {
+                    self.renew_handle(dir, name, entry.ino(), gfid)?;
                 }
                 Err(Errno::NOENT) => {}
                 Err(error) => return Err(error),
             }
             Ok(())
         })
+    }
+
+    /// Makes a file's handle a link to it, whatever it was.
+    fn renew_handle(&self, dir: &OwnedFd, name: &CStr, ino: u64, gfid: Gfid) -> Result<(), Errno> {
+        let handle = HandleName::of(gfid);
+        let flags = AtFlags::empty();
+        match self.stat_handle(&handle) {
+            Ok(stat) if stat.st_ino == ino => Ok(()),
+            // A copy: the brick was restored by something that does not keep hard links.
+            Ok(_) => {
+                let temporary = format!("handle-{gfid}");
+                let _ = rustix::fs::unlinkat(&self.txn, &*temporary, flags);
+                rustix::fs::linkat(dir, name, &self.txn, &*temporary, flags)?;
+                rustix::fs::renameat(&self.txn, &*temporary, &self.handle, handle.c_str())
+            }
+            Err(Errno::NOENT) => self.in_bucket(&handle, || {
+                rustix::fs::linkat(dir, name, &self.handle, handle.c_str(), flags)
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     /// Moves what has no gfid out of the way, to `.mortar/stray/<parent>-<clock>/<name>`.

@@ -436,6 +436,34 @@ mod tests {
     }
 
     #[test]
+    fn descriptors_are_bounded_and_those_in_use_stay_open() {
+        let mut table = HotTable::new();
+        table.descriptors_max = HOT_DESCRIPTORS_MIN;
+        let mut to_write = Vec::new();
+        let open = || OwnedFd::from(std::fs::File::open("/dev/null").unwrap());
+        let mut used = None;
+        for lo in 0..1000 {
+            let hot = table.insert_new(hot(lo, Dirty::Clean), &mut to_write);
+            let descriptor = table.keep_descriptor(&hot, open());
+            used.get_or_insert(descriptor);
+            assert!(table.descriptors.load(Ordering::Relaxed) <= HOT_DESCRIPTORS_MIN);
+        }
+        assert!(rustix::fs::fstat(used.unwrap()).is_ok());
+        let open = table.shards.iter().map(|shard| {
+            let shard = lock(shard);
+            shard
+                .objects
+                .values()
+                .filter(|hot| hot.descriptor().is_some())
+                .count()
+        });
+        assert_eq!(
+            open.sum::<usize>(),
+            table.descriptors.load(Ordering::Relaxed)
+        );
+    }
+
+    #[test]
     fn what_was_read_before_a_departure_is_read_again() {
         let table = HotTable::new();
         let gfid = Gfid { hi: 0, lo: 9 };

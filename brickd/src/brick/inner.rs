@@ -215,7 +215,7 @@ impl Inner {
         {
             let mut state = hot.state();
             // Bytes alone: their counters are above the floor after a crash anyway.
-            if data_only && !state.unsynced {
+            if data_only && hot.is_file() && !state.unsynced {
                 drop(state);
                 return durable::sync_data(fd.as_fd()).map_err(|_| Errno::IO);
             }

@@ -281,8 +281,15 @@ fn fill(path: &Path, file: &VolumeFile) -> Result<(), Errno> {
     for folder in FOLDERS {
         rustix::fs::mkdirat(&private, folder, private_mode)?;
     }
-    rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755))?;
-    file.write(private.as_fd())?;
+    if file.made_folder {
+        rustix::fs::fchmod(&root, Mode::from_raw_mode(0o755))?;
+    }
+    let root_handle = KernelHandle::of(root.as_fd())?.to_text();
+    VolumeFile {
+        root_handle,
+        ..file.clone()
+    }
+    .write(private.as_fd())?;
     let stored = Stored {
         gfid: Gfid::ROOT,
         written: None,
@@ -379,7 +386,9 @@ pub(super) struct Opened {
     pub private: OwnedFd,
     pub folders: [OwnedFd; 5],
     pub file: VolumeFile,
-    /// `handle/` was missing: all handles are to be written anew.
+    /// Of the root, as this disk has it.
+    pub root_handle: String,
+    /// `handle/` was missing, or is of another disk: all handles are to be written anew.
     pub handles_lost: bool,
 }
 
@@ -414,7 +423,10 @@ pub(super) fn open(path: &Path, identity: &BrickIdentity) -> Result<Opened, Refu
     }
     lock_brick(path, &private)?;
     check_writable(path, &private)?;
-    let mut handles_lost = false;
+    let root_handle = KernelHandle::of(root.as_fd())
+        .map_err(|error| failed(path, "its disk gives no file handles", error))?
+        .to_text();
+    let mut handles_lost = file.root_handle != root_handle;
     let mut folder = |name: &str| {
         match rustix::fs::mkdirat(&private, name, Mode::from_raw_mode(0o700)) {
             Ok(()) => handles_lost |= name == "handle",
@@ -438,6 +450,7 @@ pub(super) fn open(path: &Path, identity: &BrickIdentity) -> Result<Opened, Refu
         private,
         folders,
         file,
+        root_handle,
         handles_lost,
     })
 }

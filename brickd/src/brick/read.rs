@@ -19,6 +19,8 @@ use super::xattr;
 
 /// Bytes summed at a time.
 const SUM_BYTES: usize = 256 * 1024;
+/// How often a name is read again because it changed between its gfid and its object.
+const NAME_TRIES_MAX: usize = 8;
 /// Entries looked at when a file's path is asked for: the answer is for people, not needed.
 const PATH_SEARCH_ENTRIES_MAX: usize = 1_000_000;
 
@@ -61,17 +63,27 @@ impl Inner {
         }
         let name = EntryName::new(parent, name)?;
         let (_, dir) = self.dir(parent)?;
-        let gfid = self
-            .gfid_at(dir.as_fd(), name.c_str())?
-            .ok_or(Errno::NOENT)?;
-        match self.object(gfid) {
-            // A name without a handle: the brick was restored from a copy that lost them.
-            Err(Errno::NOENT) if self.gfid_at(dir.as_fd(), name.c_str())? == Some(gfid) => {
-                self.rewrite_handles(self.walks())?;
-                self.object(gfid)
+        self.object_at(&dir, &name)
+    }
+
+    /// What a name holds. ENOENT when nothing, or a stray.
+    pub fn object_at(&self, dir: &OwnedFd, name: &EntryName) -> Result<Object, Errno> {
+        let named = || self.gfid_at(dir.as_fd(), name.c_str())?.ok_or(Errno::NOENT);
+        let mut gfid = named()?;
+        for _ in 0..NAME_TRIES_MAX {
+            let walk = self.walks();
+            match self.object(gfid) {
+                Err(Errno::NOENT) => {}
+                other => return other,
             }
-            other => other,
+            let again = named()?;
+            if again == gfid {
+                // A name without a handle: the brick was restored from a copy that lost them.
+                self.rewrite_handles(walk)?;
+            }
+            gfid = again;
         }
+        Err(Errno::NOENT)
     }
 
     pub fn read_link(&self, gfid: Gfid) -> Result<Bytes, Errno> {

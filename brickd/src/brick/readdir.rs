@@ -257,34 +257,31 @@ impl Inner {
         plus: bool,
     ) -> Result<Option<DirEntry>, Errno> {
         let name = EntryName::unchecked(&position.1);
-        let gfid = match self.gfid_at(dir.as_fd(), name.c_str()) {
-            Ok(Some(gfid)) => gfid,
-            Ok(None) | Err(Errno::NOENT) => return Ok(None),
-            Err(error) => return Err(error),
-        };
         let mut entry = DirEntry {
             name: position.1.clone().into(),
             hash: position.0,
-            gfid: Some(gfid),
             r#type: kind,
-            object: None,
+            ..DirEntry::default()
         };
         if plus {
-            match self.object(gfid) {
-                Ok(object) => {
-                    entry.r#type = object.mode >> 12;
-                    entry.object = Some(object);
-                }
-                Err(Errno::NOENT) => return Ok(None),
-                Err(error) => return Err(error),
-            }
-        } else if kind == 0 {
+            let Some(object) = present(self.object_at(dir, &name))? else {
+                return Ok(None);
+            };
+            entry.r#type = object.mode >> 12;
+            entry.gfid = object.gfid;
+            entry.object = Some(object);
+            return Ok(Some(entry));
+        }
+        entry.gfid = present(self.gfid_at(dir.as_fd(), name.c_str()))?.flatten();
+        if entry.gfid.is_none() {
+            return Ok(None);
+        }
+        if kind == 0 {
             let flags = AtFlags::SYMLINK_NOFOLLOW;
-            match rustix::fs::statat(dir, name.c_str(), flags) {
-                Ok(stat) => entry.r#type = stat.st_mode >> 12,
-                Err(Errno::NOENT) => return Ok(None),
-                Err(error) => return Err(error),
-            }
+            let Some(stat) = present(rustix::fs::statat(dir, name.c_str(), flags))? else {
+                return Ok(None);
+            };
+            entry.r#type = stat.st_mode >> 12;
         }
         Ok(Some(entry))
     }
@@ -313,6 +310,15 @@ impl Inner {
             }
         };
         Ok(merge(&base, &lock(&snapshot.added), after, count))
+    }
+}
+
+/// `None` when it has just gone.
+fn present<T>(found: Result<T, Errno>) -> Result<Option<T>, Errno> {
+    match found {
+        Ok(found) => Ok(Some(found)),
+        Err(Errno::NOENT) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

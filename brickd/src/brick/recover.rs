@@ -20,8 +20,29 @@ use mortar_proto::data::Time;
 const SWEEP_SLACK_MS: u64 = 60_000;
 
 impl Inner {
+    /// Everything that is to be done before the brick is used. `new_handles`: the root's handle on
+    /// a disk that the others are not of. `swept_from_ms`: half-made objects can be this old.
+    pub fn recover(
+        &self,
+        new_handles: Option<String>,
+        swept_from_ms: Option<u64>,
+    ) -> Result<(), Errno> {
+        if new_handles.is_some() {
+            self.rewrite_handles(self.walks())?;
+        }
+        self.recover_txn()?;
+        if let Some(synced_ms) = swept_from_ms {
+            self.sweep(synced_ms)?;
+        }
+        if let Some(root_handle) = new_handles {
+            self.sync_disk()?;
+            lock(&self.state).set_root_handle(self.private.as_fd(), root_handle)?;
+        }
+        Ok(())
+    }
+
     /// Finishes or removes what waits in `txn/`.
-    pub fn recover_txn(&self) -> Result<(), Errno> {
+    fn recover_txn(&self) -> Result<(), Errno> {
         for name in names_in(&self.txn)? {
             let bytes = name.to_bytes();
             if bytes.starts_with(FREE_PREFIX.as_bytes()) {
@@ -46,8 +67,8 @@ impl Inner {
         Ok(())
     }
 
-    /// After a crash: handles without a name that are no orphans, and markers of no orphan.
-    pub fn sweep(&self, synced_ms: u64) -> Result<(), Errno> {
+    /// Handles without a name that are no orphans, and markers of no orphan.
+    fn sweep(&self, synced_ms: u64) -> Result<(), Errno> {
         let mut freed = 0;
         for bucket in names_in(&self.handle)? {
             let dir = rustix::fs::openat(&self.handle, &*bucket, OPEN_DIR, Mode::empty())?;

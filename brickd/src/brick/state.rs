@@ -62,6 +62,10 @@ pub(super) struct VolumeFile {
     /// The brick's folder was made with the brick and may be removed with it.
     #[prost(bool, tag = "13")]
     pub made_folder: bool,
+    /// The kernel's handle of the root: another one means that the brick was copied or restored,
+    /// and that its handles lead elsewhere.
+    #[prost(string, tag = "15")]
+    pub root_handle: String,
     /// When crashes can have lost counters that were in memory, oldest first.
     #[prost(message, repeated, tag = "14")]
     pub crashes: Vec<Crash>,
@@ -228,6 +232,19 @@ impl StateFile {
         };
         self.replace(private, next)?;
         Ok(number_ceiling)
+    }
+
+    /// All handles are those of this disk now.
+    pub fn set_root_handle(
+        &mut self,
+        private: BorrowedFd<'_>,
+        root_handle: String,
+    ) -> Result<(), Errno> {
+        let next = VolumeFile {
+            root_handle,
+            ..self.file.clone()
+        };
+        self.replace(private, next)
     }
 
     /// Written with the next write of the file; until then a crash is judged by the older one.

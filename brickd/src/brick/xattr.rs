@@ -162,13 +162,13 @@ pub(super) fn get_all(of: Of<'_>, name: &CStr) -> Result<Vec<u8>, Errno> {
     }
 }
 
-/// A name from a client, ready for system calls. The brick's own is refused with EPERM.
+/// A name from a client, ready for system calls. One of the brick's own is refused with EPERM.
 pub(super) fn client_name(name: &[u8]) -> Result<CString, Errno> {
     let name = CString::new(name).map_err(|_| Errno::INVAL)?;
     if name.is_empty() || name.as_bytes().len() > 255 {
         return Err(Errno::RANGE);
     }
-    if name.as_c_str() == layout::XATTR {
+    if is_hidden(name.as_bytes()) {
         return Err(Errno::PERM);
     }
     Ok(name)
@@ -180,9 +180,14 @@ pub(super) fn names(list: &[u8]) -> impl Iterator<Item = &[u8]> {
         .filter(|name| !name.is_empty())
 }
 
+/// What is the brick's own: our xattr, and the names under which XFS shows root its ACLs again.
+fn is_hidden(name: &[u8]) -> bool {
+    name == layout::XATTR.to_bytes() || name.starts_with(b"trusted.SGI_ACL_")
+}
+
 fn presence_of(list: &[u8]) -> u32 {
     let mut bits = 0;
-    for name in names(list) {
+    for name in names(list).filter(|name| !is_hidden(name)) {
         let bit = if name.starts_with(b"user.") {
             Presence::User
         } else if name == CAPABILITY.to_bytes() {
@@ -193,7 +198,7 @@ fn presence_of(list: &[u8]) -> u32 {
             Presence::AclAccess
         } else if name == ACL_DEFAULT.to_bytes() {
             Presence::AclDefault
-        } else if name.starts_with(b"trusted.") && name != layout::XATTR.to_bytes() {
+        } else if name.starts_with(b"trusted.") {
             Presence::Trusted
         } else {
             Presence::None
@@ -205,7 +210,7 @@ fn presence_of(list: &[u8]) -> u32 {
 
 fn without_own(list: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(list.len());
-    for name in names(list).filter(|name| *name != layout::XATTR.to_bytes()) {
+    for name in names(list).filter(|name| !is_hidden(name)) {
         out.extend_from_slice(name);
         out.push(0);
     }

@@ -204,7 +204,7 @@ impl Inner {
             return Ok(());
         }
         let handle = HandleName::of(new.gfid);
-        if self.stat_handle(&handle).is_ok() && self.dir(new.gfid).is_ok() {
+        if self.stat_handle(&handle).is_ok() && self.hot(new.gfid).is_ok() {
             return Err(Errno::EXIST);
         }
         let hot = self.make_dir(new)?;

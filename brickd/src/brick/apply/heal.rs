@@ -102,6 +102,7 @@ impl Inner {
         if object.mode & libc::S_IFMT == libc::S_IFDIR {
             let hot = self.make_dir(&new)?;
             let name = handle.gfid_c_str();
+            self.unmark_orphan(&handle)?;
             self.rename_new(&self.txn, name, &self.orphan, name)?;
             return Ok(self.insert_new(hot));
         }

@@ -27,7 +27,10 @@ impl Inner {
         match self.holder(dir.as_fd(), &name)? {
             Holder::Nothing => {}
             Holder::Stray => self.move_stray(parent, dir.as_fd(), &name)?,
-            Holder::Object(there) if Some(there) == step.gfid => return Ok(()),
+            // Perhaps a crash kept the marker from being taken away.
+            Holder::Object(there) if Some(there) == step.gfid => {
+                return self.unmark_orphan(&HandleName::of(there));
+            }
             Holder::Object(there) => {
                 self.displace(there, dir.as_fd(), &name)?;
                 self.disk_times_changed(&parent_hot);

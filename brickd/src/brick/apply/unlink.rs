@@ -88,6 +88,8 @@ impl Inner {
         let (parent_hot, dir) = self.dir(parent)?;
         match self.holder(dir.as_fd(), &name)? {
             Holder::Object(there) if there == gfid => {
+                // Kept open: whoever writes its times back meanwhile must not find it stale.
+                let _open = self.dir(gfid)?;
                 let remove = || rustix::fs::unlinkat(&dir, name.c_str(), AtFlags::REMOVEDIR);
                 if let Err(error) = remove() {
                     if error != Errno::NOTEMPTY {

@@ -106,3 +106,39 @@ fn changes_during_a_listing_show_and_nothing_is_lost_or_doubled() {
         .find(|entry| entry.name == *name.as_bytes());
     assert_eq!(entry.unwrap().r#type, libc::S_IFDIR >> 12);
 }
+
+#[test]
+fn a_reader_never_sees_one_object_under_anothers_gfid() {
+    let fix = Fixture::new();
+    let dir = fix.dir(Gfid::ROOT, "d");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for turn in 0..300 {
+                let gfid = fix.file(dir, "n");
+                fix.write(gfid, 0, &vec![1; turn]);
+                fix.apply(unlink(dir, "n", gfid, false));
+                let gfid = fix.dir(dir, "n");
+                fix.apply(rmdir(dir, "n", gfid));
+            }
+            stop.store(true, Ordering::Relaxed);
+        });
+        for plus in [false, true] {
+            let (fix, stop) = (&fix, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    for entry in list(fix, dir, 0, plus, || ()) {
+                        assert_eq!(entry.object.is_some(), plus);
+                    }
+                    match fix.lookup(dir, "n") {
+                        Ok(object) => assert_ne!(object.gfid, Some(dir)),
+                        Err(error) => assert_eq!(error, FsError::NotFound),
+                    }
+                }
+            });
+        }
+    });
+    assert!(list(&fix, dir, 0, true, || ()).is_empty());
+    assert_eq!(fix.handles(), [dir]);
+    assert_eq!(*fix.brick().inner.walks.lock().unwrap(), 0);
+}

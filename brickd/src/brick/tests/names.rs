@@ -26,20 +26,22 @@ fn rename(from: (Gfid, &str), gfid: Gfid, to: (Gfid, &str), replaced: Option<Gfi
     }
 }
 
+/// One of every type, with modes that a umask or an owner would change.
+const TYPES: [u32; 7] = [
+    libc::S_IFREG | 0o4755,
+    libc::S_IFDIR | 0o2770,
+    libc::S_IFLNK | 0o777,
+    libc::S_IFIFO | 0o600,
+    libc::S_IFSOCK | 0o666,
+    libc::S_IFCHR | 0o620,
+    libc::S_IFBLK | 0o660,
+];
+
 #[test]
 fn every_type_is_made_complete_and_found_again() {
     let mut fix = Fixture::new();
-    let types = [
-        libc::S_IFREG | 0o4755,
-        libc::S_IFDIR | 0o2770,
-        libc::S_IFLNK | 0o777,
-        libc::S_IFIFO | 0o600,
-        libc::S_IFSOCK | 0o666,
-        libc::S_IFCHR | 0o620,
-        libc::S_IFBLK | 0o660,
-    ];
     let mut made = Vec::new();
-    for mode in types {
+    for mode in TYPES {
         let gfid = fix.gfid();
         let name = format!("{mode:o}");
         let rdev = if matches!(mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK) {

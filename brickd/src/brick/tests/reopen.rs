@@ -169,3 +169,30 @@ fn a_brick_restored_elsewhere_finds_its_directories_again() {
     assert_eq!(fix.read_all(file), b"text");
     assert_eq!(fix.object(file).nlink, 1);
 }
+
+#[test]
+fn a_brick_copied_without_its_hard_links_is_made_whole() {
+    let mut fix = Fixture::new();
+    let dir = fix.dir(Gfid::ROOT, "d");
+    let file = fix.file(dir, "f");
+    fix.write(file, 0, b"text");
+    fix.brick = None;
+    let copy = fix.folder.path().join("copy");
+    let status = std::process::Command::new("cp")
+        .args(["-dR", "--preserve=mode,ownership,timestamps,xattr"])
+        .args([fix.root(), copy.clone()])
+        .status();
+    assert!(status.unwrap().success());
+    std::fs::remove_dir_all(fix.root()).unwrap();
+    std::fs::rename(copy, fix.root()).unwrap();
+    fix.open();
+    assert_eq!(
+        (fix.object(file).nlink, fix.read_all(file)),
+        (1, b"text".to_vec())
+    );
+    fix.write(file, 0, b"more");
+    assert_eq!(std::fs::read(fix.root().join("d/f")).unwrap(), b"more");
+    assert_eq!(fix.lookup(Gfid::ROOT, "d").unwrap().gfid, Some(dir));
+    fix.reopen();
+    assert_eq!(*fix.brick().inner.walks.lock().unwrap(), 0);
+}

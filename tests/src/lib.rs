@@ -1,1 +1,3 @@
 //! Tests of the whole of Mortar.
+
+pub mod simulator;

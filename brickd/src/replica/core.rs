@@ -67,6 +67,7 @@ pub struct Core {
     /// A linearizable read has been answered since the start.
     fresh: bool,
     started_ms: u64,
+    ticked_ms: u64,
     entered_ms: u64,
     next_read_ms: u64,
     next_query_ms: u64,
@@ -252,6 +253,11 @@ impl Core {
             .values()
             .next()
             .map(|pending| pending.ordered_ms)
+    }
+
+    /// Copies whose answers this primary requires: the in-sync ones, and one on its way in.
+    pub fn required(&self) -> Vec<BrickId> {
+        self.links.keys().copied().collect()
     }
 
     /// Copies that this primary heals over a stream that is up.

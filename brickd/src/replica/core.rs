@@ -169,7 +169,8 @@ struct Syncing {
     unanswered: BTreeMap<u64, u64>,
     /// Not opened again before this.
     not_before_ms: u64,
-    asked_ms: u64,
+    /// Nothing is marked for it any more.
+    quiet: bool,
 }
 
 /// A healed copy on its way into the epoch: numbering is paused.

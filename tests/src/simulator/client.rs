@@ -110,6 +110,7 @@ impl World {
         self.at(
             at,
             Event::Tell {
+                client,
                 host,
                 seq,
                 told,

@@ -95,6 +95,7 @@ impl Core {
         if self.proposal.is_none() {
             self.correct_registry(now_ms, out);
         }
+        self.begin_switch(now_ms);
         if self.proposal.is_none() {
             let lost = self.lost_copies(now_ms);
             if lost.is_empty() {
@@ -465,7 +466,7 @@ impl Core {
         };
         let bricks = self.view.as_ref().map_or(&[][..], |view| &view.bricks);
         for brick in bricks.iter().filter(|brick| asks && **brick != self.me) {
-            let served = self.links.contains_key(brick)
+            let served = self.links.get(brick).is_some_and(|link| link.up)
                 || self.syncing.get(brick).is_some_and(|copy| copy.up);
             if !served {
                 out.push(Command::Query(*brick));

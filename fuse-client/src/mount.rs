@@ -46,7 +46,7 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let options = MountOptions::read(&line).map_err(|error| error.to_string());
-    let options = match options.and_then(|options| at_real_path(options)) {
+    let options = match options.and_then(at_real_path) {
         Ok(options) => options,
         Err(sentence) => {
             eprintln!("mount.mortar: {sentence}");

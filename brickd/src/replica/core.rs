@@ -67,6 +67,7 @@ pub struct Core {
     /// A linearizable read has been answered since the start.
     fresh: bool,
     started_ms: u64,
+    ticked_ms: u64,
     entered_ms: u64,
     next_read_ms: u64,
     next_query_ms: u64,
@@ -168,7 +169,8 @@ struct Syncing {
     unanswered: BTreeMap<u64, u64>,
     /// Not opened again before this.
     not_before_ms: u64,
-    asked_ms: u64,
+    /// Nothing is marked for it any more.
+    quiet: bool,
 }
 
 /// A healed copy on its way into the epoch: numbering is paused.
@@ -252,6 +254,11 @@ impl Core {
             .values()
             .next()
             .map(|pending| pending.ordered_ms)
+    }
+
+    /// Copies whose answers this primary requires: the in-sync ones, and one on its way in.
+    pub fn required(&self) -> Vec<BrickId> {
+        self.links.keys().copied().collect()
     }
 
     /// Copies that this primary heals over a stream that is up.

@@ -78,7 +78,7 @@ pub(super) fn find_root(
         };
         let mut answer = session.call(call).map_err(words)?;
         let result = answer.take(0).map_err(words)?;
-        let object = own_object(&result).map_err(words)?.clone();
+        let object = *own_object(&result).map_err(words)?;
         if object.mode & libc::S_IFMT != libc::S_IFDIR {
             return Err(words(FsError::NotDirectory));
         }

@@ -128,6 +128,7 @@ pub fn random_step(random: &mut Random, tree: &Tree) -> (Step, Vec<u8>) {
                 replaced,
                 replaced_orphan: random.below(2) == 0,
                 how: how.into(),
+                moves_directory: false,
                 whiteout: None,
             })
         }

@@ -174,13 +174,8 @@ impl Core {
     /// Nothing is marked any more for this syncing copy: the switch begins.
     pub fn heal_quiet(&mut self, brick: BrickId, now_ms: u64) -> Vec<Command> {
         let mut out = Vec::new();
-        let ready = self.role == Role::Primary && self.switch.is_none() && self.newer.is_none();
-        if ready && self.syncing.get(&brick).is_some_and(|copy| copy.up) {
-            self.switch = Some(Switch {
-                brick,
-                since_ms: now_ms,
-                proposed: false,
-            });
+        if let Some(copy) = self.syncing.get_mut(&brick) {
+            copy.quiet = copy.up;
         }
         self.settle(now_ms, &mut out);
         out
@@ -191,6 +186,19 @@ impl Core {
         let mut out = Vec::new();
         self.give_up_syncing(brick, now_ms, &mut out);
         out
+    }
+
+    /// Begins the switch of a copy for which nothing is marked, one at a time.
+    pub(super) fn begin_switch(&mut self, now_ms: u64) {
+        if self.role != Role::Primary || self.switch.is_some() {
+            return;
+        }
+        let healed = self.syncing.iter().find(|(_, copy)| copy.up && copy.quiet);
+        self.switch = healed.map(|(brick, _)| Switch {
+            brick: *brick,
+            since_ms: now_ms,
+            proposed: false,
+        });
     }
 
     /// Goes on with a switch: once all is answered, the table is sent and the answers of the copy
@@ -215,6 +223,9 @@ impl Core {
         if !drained || !free {
             if now_ms >= switch.since_ms + SWITCH_DRAIN_MS {
                 self.switch = None;
+                if let Some(copy) = self.syncing.get_mut(&switch.brick) {
+                    copy.quiet = false;
+                }
                 out.push(Command::StartHeal(switch.brick));
             }
             return false;
@@ -258,7 +269,6 @@ impl Core {
         self.find_copies_to_heal(now_ms);
         for (to, copy) in &mut self.syncing {
             if !copy.up && now_ms >= copy.not_before_ms {
-                copy.asked_ms = now_ms;
                 let incarnation = copy.incarnation;
                 out.push(Command::OpenStream {
                     to: *to,
@@ -297,7 +307,7 @@ impl Core {
                         up: false,
                         unanswered: Default::default(),
                         not_before_ms: now_ms,
-                        asked_ms: now_ms,
+                        quiet: false,
                     };
                     self.syncing.insert(brick, copy);
                 }

@@ -46,18 +46,22 @@ impl Core {
             return out;
         }
         let mine = self.epoch_ref();
+        // An answer carries no incarnation: a life that the sender does not mean gives none.
+        let meant = self.is_listed() || self.role == Role::Syncing;
         if epoch == mine {
             // A copy that asks for the primary's place, or knows of a newer epoch, vouches for
             // nobody.
             let settled = self.proposal.is_none() && self.storing.is_none();
-            if BrickId(self.epoch.primary) == from && settled && self.newer.is_none() {
+            if BrickId(self.epoch.primary) == from && meant && settled && self.newer.is_none() {
                 self.last_beacon_ms = now_ms;
                 out.push(Command::AnswerBeacon { to: from, sent });
             }
         } else if epoch.number > mine.number {
             // The answer shows that this copy lives; it gives no lease in an epoch unknown here.
             self.heard_of(epoch, now_ms, &mut out);
-            out.push(Command::AnswerBeacon { to: from, sent });
+            if meant {
+                out.push(Command::AnswerBeacon { to: from, sent });
+            }
         } else if epoch.number == mine.number {
             out.push(Command::Query(from));
             out.push(Command::AnswerBeacon { to: from, sent });

@@ -118,7 +118,7 @@ impl Core {
             up: false,
             unanswered: Default::default(),
             not_before_ms: copy.not_before_ms.max(now_ms),
-            asked_ms: copy.asked_ms,
+            quiet: false,
         };
         self.mark_again(brick, copy, out);
         self.syncing.insert(brick, again);

@@ -45,6 +45,7 @@ impl Core {
             view: None,
             fresh: false,
             started_ms: now_ms,
+            ticked_ms: now_ms,
             entered_ms: now_ms,
             next_read_ms: now_ms + timing.propose_retry_ms,
             next_query_ms: now_ms,
@@ -352,7 +353,8 @@ impl Core {
     /// A newer epoch is heard of, which the registry may not know: its maker is waited for.
     pub(super) fn await_newer(&mut self, now_ms: u64, out: &mut Vec<Command>) {
         let Some(newer) = self.newer else { return };
-        let orphaned = self.role == Role::Backup && self.primary_is_lost(now_ms);
+        let silent_ms = self.timing.ping_timeout_ms + self.timing.witness_ms;
+        let orphaned = self.role == Role::Backup && now_ms >= self.last_beacon_ms + silent_ms;
         if orphaned || matches!(self.role, Role::Starting | Role::Waiting(_)) {
             let holder = self
                 .states

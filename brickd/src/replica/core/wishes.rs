@@ -12,11 +12,14 @@ use super::{Command, Core, Proposal, Role, Storing, Votes};
 const TURN_MS: u64 = 200;
 /// Other copies are asked for their state this often.
 const QUERY_MS: u64 = 500;
+/// Ticks further apart than this mean that the process stood still.
+const PAUSE_MS: u64 = 1_000;
 
 impl Core {
     /// Time passed. Call it every 50 ms or so.
     pub fn tick(&mut self, now_ms: u64) -> Vec<Command> {
         let mut out = Vec::new();
+        self.forgive_silence_after_a_pause(now_ms);
         self.step_down(&mut out);
         if self.is_primary() && self.stalls_itself(now_ms) {
             let secs = self.timing.stall_timeout_ms / 1000;
@@ -44,6 +47,22 @@ impl Core {
         }
         self.settle(now_ms, &mut out);
         out
+    }
+
+    /// This process stood still (a paused machine, a stopped process): the silence it measures is
+    /// its own. What came meanwhile is read before anybody is thought lost.
+    fn forgive_silence_after_a_pause(&mut self, now_ms: u64) {
+        if now_ms >= self.ticked_ms + PAUSE_MS {
+            self.last_beacon_ms = now_ms;
+            for link in self.links.values_mut() {
+                link.heard_ms = now_ms;
+                link.down_ms = now_ms;
+            }
+            for seen in self.states.values_mut() {
+                seen.at_ms = 0;
+            }
+        }
+        self.ticked_ms = now_ms;
     }
 
     /// Does what the state asks for.
@@ -76,6 +95,7 @@ impl Core {
         if self.proposal.is_none() {
             self.correct_registry(now_ms, out);
         }
+        self.begin_switch(now_ms);
         if self.proposal.is_none() {
             let lost = self.lost_copies(now_ms);
             if lost.is_empty() {
@@ -135,11 +155,6 @@ impl Core {
         in_sync.retain(|copy| !lost.contains(&BrickId(copy.brick)));
         if in_sync.len() < self.epoch.in_sync.len() {
             self.propose_members(in_sync, self.me, now_ms, out);
-            if self.may_go_alone(now_ms) {
-                // Proof of the other host's death: its vote is gone, nobody can answer.
-                out.pop();
-                self.go_alone(out);
-            }
         } else {
             self.flush(now_ms, out);
         }
@@ -164,10 +179,6 @@ impl Core {
             brick != primary && !self.dead.contains_key(&(brick, life))
         });
         self.propose_members(in_sync, self.me, now_ms, out);
-        if self.may_go_alone(now_ms) {
-            out.pop();
-            self.go_alone(out);
-        }
     }
 
     /// Whether this backup may ask for the primary's place.
@@ -183,18 +194,27 @@ impl Core {
             .filter(|copy| copy.brick != primary.0)
             .position(|copy| copy.brick == self.me.0)
             .unwrap_or(0) as u64;
+        let lately = now_ms < self.last_beacon_ms + self.timing.ping_timeout_ms;
         if let Some(death) = self.dead.get(&(primary, life)) {
-            return now_ms >= death.at_ms.max(self.entered_ms) + turn * TURN_MS;
+            let proven = lately || !self.decides_alone();
+            return proven && now_ms >= death.at_ms.max(self.entered_ms) + turn * TURN_MS;
         }
-        // The primary, which clients may still reach, is given the first word.
+        // The primary, which clients may still reach, is given the first word. With two voters a
+        // silent one is never replaced through the registry: that a quorum answers shows that its
+        // host is back, and it may have gone alone meanwhile.
         let silent_ms = self.timing.ping_timeout_ms + (turn + 1) * TURN_MS;
-        match self.votes() {
-            Votes::Quorum => now_ms >= self.last_beacon_ms + silent_ms,
-            Votes::Two => {
-                now_ms >= self.last_beacon_ms + silent_ms + self.timing.witness_ms
-                    && !self.clients_hear_the_primary(now_ms)
-            }
-        }
+        now_ms >= self.last_beacon_ms + silent_ms && !self.decides_alone()
+    }
+
+    /// Two copies at two voters: silence is answered by going alone, not through the registry.
+    fn decides_alone(&self) -> bool {
+        self.votes() == Votes::Two && self.epoch.in_sync.len() == 2
+    }
+
+    /// Two voters: the primary is silent for long enough, and no client hears it either.
+    fn primary_is_silent(&self, now_ms: u64) -> bool {
+        let silent_ms = self.timing.ping_timeout_ms + self.timing.witness_ms;
+        now_ms >= self.last_beacon_ms + silent_ms && !self.clients_hear_the_primary(now_ms)
     }
 
     fn clients_hear_the_primary(&self, now_ms: u64) -> bool {
@@ -322,38 +342,39 @@ impl Core {
     /// Whether this copy may act in an epoch that the registry has not committed: two voters, it
     /// runs and is in sync, and the other side is dead, or silent for long enough.
     fn may_go_alone(&self, now_ms: u64) -> bool {
-        let Some(proposal) = &self.proposal else {
-            return false;
-        };
         if self.votes() != Votes::Two || self.newer.is_some() || self.unseen {
             return false;
         }
-        if proposal.forced {
-            return proposal.no_quorum;
+        let no_quorum = self
+            .proposal
+            .as_ref()
+            .is_some_and(|proposal| proposal.no_quorum);
+        if self
+            .proposal
+            .as_ref()
+            .is_some_and(|proposal| proposal.forced)
+        {
+            return no_quorum;
         }
-        let timeout_ms = self.timing.ping_timeout_ms;
+        // A proof counts at once only for a side that was heard lately: it was not on its own.
+        let lately = |heard_ms: u64| now_ms < heard_ms + self.timing.ping_timeout_ms;
         match self.role {
             Role::Primary | Role::Recovering => {
                 !self.links.is_empty()
                     && self.links.iter().all(|(brick, link)| {
-                        // What was heard lately was not on its own way.
-                        let heard = now_ms < link.heard_ms + timeout_ms;
-                        let proof = self.died_with_its_vote(*brick, link.incarnation) && heard;
-                        let over = link.failed
-                            || self.dead.contains_key(&(*brick, link.incarnation))
-                            || !heard;
-                        proof || proposal.no_quorum && over
+                        let life = (*brick, link.incarnation);
+                        self.died_with_its_vote(life.0, life.1)
+                            || !lately(link.heard_ms)
+                            || no_quorum && (link.failed || self.dead.contains_key(&life))
                     })
             }
-            Role::Backup => {
-                if self.epoch.in_sync.len() != 2 {
-                    return false;
-                }
+            Role::Backup if self.epoch.in_sync.len() == 2 => {
                 let primary = BrickId(self.epoch.primary);
                 let life = history::listed(&self.epoch, primary).unwrap_or(Incarnation(0));
-                let heard = now_ms < self.last_beacon_ms + timeout_ms;
-                let proof = self.died_with_its_vote(primary, life) && heard;
-                proof || proposal.no_quorum && self.primary_is_lost(now_ms)
+                let heard = lately(self.last_beacon_ms);
+                self.died_with_its_vote(primary, life) && heard
+                    || no_quorum && self.dead.contains_key(&(primary, life))
+                    || self.primary_is_silent(now_ms)
             }
             _ => false,
         }
@@ -445,7 +466,7 @@ impl Core {
         };
         let bricks = self.view.as_ref().map_or(&[][..], |view| &view.bricks);
         for brick in bricks.iter().filter(|brick| asks && **brick != self.me) {
-            let served = self.links.contains_key(brick)
+            let served = self.links.get(brick).is_some_and(|link| link.up)
                 || self.syncing.get(brick).is_some_and(|copy| copy.up);
             if !served {
                 out.push(Command::Query(*brick));

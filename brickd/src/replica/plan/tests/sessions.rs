@@ -198,7 +198,7 @@ fn opens() {
         }),
         FsError::Invalid,
     );
-    set.done(OpKind::Keepalive(KeepAlive {}));
+    set.done(OpKind::Keepalive(KeepAlive::default()));
 }
 
 #[test]

@@ -30,7 +30,10 @@ impl Gfid {
 
     /// Puts an id together. `clock_us` is cut to 50 bits.
     pub fn new(slot: Slot, clock_us: u64, random: u64) -> Self {
-        Gfid { hi: u64::from(slot.get()) << CLOCK_BITS | clock_us & CLOCK_MASK, lo: random }
+        Gfid {
+            hi: u64::from(slot.get()) << CLOCK_BITS | clock_us & CLOCK_MASK,
+            lo: random,
+        }
     }
 
     /// The slot whose replica set is this object's home.
@@ -54,7 +57,10 @@ impl Gfid {
     /// The reverse of [`Gfid::to_bytes`].
     pub fn from_bytes(bytes: [u8; 16]) -> Self {
         let value = u128::from_be_bytes(bytes);
-        Gfid { hi: (value >> 64) as u64, lo: value as u64 }
+        Gfid {
+            hi: (value >> 64) as u64,
+            lo: value as u64,
+        }
     }
 
     /// From a slice of exactly 16 bytes.
@@ -78,7 +84,9 @@ impl fmt::Display for Gfid {
 impl std::str::FromStr for Gfid {
     type Err = ParseIdError;
     fn from_str(text: &str) -> Result<Self, ParseIdError> {
-        parse_uuid(text).map(Gfid::from_bytes).ok_or_else(|| ParseIdError(text.to_owned()))
+        parse_uuid(text)
+            .map(Gfid::from_bytes)
+            .ok_or_else(|| ParseIdError(text.to_owned()))
     }
 }
 
@@ -101,7 +109,9 @@ impl GfidMaker {
             .map_or(1, |since| since.as_micros() as u64 & CLOCK_MASK);
         let clock_us = self
             .last_clock_us
-            .try_update(Ordering::Relaxed, Ordering::Relaxed, |last| Some(now_us.max(last + 1)))
+            .try_update(Ordering::Relaxed, Ordering::Relaxed, |last| {
+                Some(now_us.max(last + 1))
+            })
             .map_or(now_us, |last| now_us.max(last + 1));
         Gfid::new(slot, clock_us, random_id() | 2)
     }

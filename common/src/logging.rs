@@ -13,18 +13,28 @@ use tracing_subscriber::EnvFilter;
 /// # Errors
 /// When the level cannot be read or the file cannot be opened, in words.
 pub fn start(level: &str, file: Option<&Path>) -> Result<(), String> {
-    let filter = EnvFilter::try_new(level)
+    // openraft warns of every late message; what matters of it the registry says itself. Naming it
+    // in the level switches it on.
+    let filter = EnvFilter::try_new(format!("openraft=off,{level}"))
         .map_err(|error| format!("'{level}' is not a log level: {error}"))?;
-    let subscriber = tracing_subscriber::fmt().with_env_filter(filter).with_target(true);
+    let subscriber = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(true);
     match file {
-        None => subscriber.with_writer(std::io::stderr).with_ansi(false).init(),
+        None => subscriber
+            .with_writer(std::io::stderr)
+            .with_ansi(false)
+            .init(),
         Some(path) => {
             let file = OpenOptions::new()
                 .create(true)
                 .append(true)
                 .open(path)
                 .map_err(|error| format!("cannot write the log {}: {error}", path.display()))?;
-            subscriber.with_writer(Mutex::new(file)).with_ansi(false).init();
+            subscriber
+                .with_writer(Mutex::new(file))
+                .with_ansi(false)
+                .init();
         }
     }
     Ok(())

@@ -58,7 +58,10 @@ mod tests {
         assert_eq!(placed_as(b".f.Xy12Ab"), b"f");
         assert_eq!(placed_as(b".git"), b".git");
         assert_eq!(placed_as(b".a.b"), b".a.b");
-        assert_eq!(name_slot(Gfid::ROOT, b".file.txt.a1B2c3"), name_slot(Gfid::ROOT, b"file.txt"));
+        assert_eq!(
+            name_slot(Gfid::ROOT, b".file.txt.a1B2c3"),
+            name_slot(Gfid::ROOT, b"file.txt")
+        );
     }
 
     #[test]
@@ -69,6 +72,9 @@ mod tests {
                 high += 1;
             }
         }
-        assert!((4_700..5_300).contains(&high), "{high} of 10000 in the upper half");
+        assert!(
+            (4_700..5_300).contains(&high),
+            "{high} of 10000 in the upper half"
+        );
     }
 }

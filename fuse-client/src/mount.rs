@@ -2,6 +2,7 @@
 
 mod daemon;
 
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -25,9 +26,14 @@ const SIGNAL_GRACE: Duration = Duration::from_secs(3);
 /// Where a mount in the background logs when it is not told.
 const LOG_FOLDER: &str = "/var/log/mortar";
 
-/// The program.
+/// The program, with the arguments of this process.
 pub fn main() -> ExitCode {
-    let line = match CommandLine::try_parse() {
+    main_from(std::env::args_os())
+}
+
+/// The program. The first argument is its name. Call it before any thread is started.
+pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
+    let line = match CommandLine::try_parse_from(arguments) {
         Ok(line) => line,
         Err(error) => {
             // Nothing can be done when even the help cannot be printed.

@@ -151,14 +151,26 @@ pub fn receive(from: &mut impl Read) -> Result<Frame, FrameError> {
     }
     from.read_exact(&mut preamble[first..])?;
     if preamble[..4] != MAGIC {
-        return Err(FrameError::Magic([preamble[0], preamble[1], preamble[2], preamble[3]]));
+        return Err(FrameError::Magic([
+            preamble[0],
+            preamble[1],
+            preamble[2],
+            preamble[3],
+        ]));
     }
     if u32::from(preamble[4]) != crate::WIRE_VERSION {
-        return Err(FrameError::Version { theirs: preamble[4] });
+        return Err(FrameError::Version {
+            theirs: preamble[4],
+        });
     }
     let kind = Kind::from_byte(preamble[5]).ok_or(FrameError::Kind(preamble[5]))?;
     let length = |at: usize| {
-        u32::from_le_bytes([preamble[at], preamble[at + 1], preamble[at + 2], preamble[at + 3]])
+        u32::from_le_bytes([
+            preamble[at],
+            preamble[at + 1],
+            preamble[at + 2],
+            preamble[at + 3],
+        ])
     };
     let (header_bytes, payload_bytes) = (length(8) as usize, length(12) as usize);
     check_lengths(header_bytes, payload_bytes)?;
@@ -169,7 +181,11 @@ pub fn receive(from: &mut impl Read) -> Result<Frame, FrameError> {
     }
     let mut header = Bytes::from(body);
     let payload = header.split_off(header_bytes);
-    Ok(Frame { kind, header, payload })
+    Ok(Frame {
+        kind,
+        header,
+        payload,
+    })
 }
 
 fn check_lengths(header: usize, payload: usize) -> Result<(), FrameError> {
@@ -192,7 +208,12 @@ fn write_all_parts(to: &mut impl Write, head: &[u8], payload: &[&[u8]]) -> io::R
     }
     let mut parts: Vec<IoSlice<'_>> = Vec::with_capacity(1 + payload.len());
     parts.push(IoSlice::new(head));
-    parts.extend(payload.iter().filter(|part| !part.is_empty()).map(|part| IoSlice::new(part)));
+    parts.extend(
+        payload
+            .iter()
+            .filter(|part| !part.is_empty())
+            .map(|part| IoSlice::new(part)),
+    );
     let mut left = &mut parts[..];
     while !left.is_empty() {
         match to.write_vectored(left) {
@@ -212,7 +233,11 @@ mod tests {
 
     fn framed(payload: &[u8]) -> Vec<u8> {
         let mut bytes = Vec::new();
-        let hello = Hello { wire_version: 1, session: 7, ..Default::default() };
+        let hello = Hello {
+            wire_version: 1,
+            session: 7,
+            ..Default::default()
+        };
         send(&mut bytes, Kind::Hello, &hello, &[payload]).unwrap();
         bytes
     }

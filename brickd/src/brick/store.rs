@@ -2,9 +2,7 @@
 
 use bytes::Bytes;
 use mortar_common::{FsError, Gfid};
-use mortar_proto::data::{
-    Change, EpochRef, HealObjectStep, Object, ReadDir, ReadDirPage, StatFs,
-};
+use mortar_proto::data::{Change, EpochRef, HealObjectStep, Object, ReadDir, ReadDirPage, StatFs};
 use mortar_proto::registry::Epoch;
 
 /// Why a brick could not do what it was told.
@@ -75,7 +73,8 @@ pub trait Store: Send + Sync {
     /// A symlink's text.
     fn read_link(&self, gfid: Gfid) -> Result<Bytes, BrickError>;
     /// Up to `len` bytes from `offset`, appended to `into`; fewer only at the end of the file.
-    fn read(&self, gfid: Gfid, offset: u64, len: u32, into: &mut Vec<u8>) -> Result<(), BrickError>;
+    fn read(&self, gfid: Gfid, offset: u64, len: u32, into: &mut Vec<u8>)
+    -> Result<(), BrickError>;
     /// A page of a directory in order of (name hash, name), `.mortar` and strays left out.
     fn read_dir(&self, page: &ReadDir) -> Result<ReadDirPage, BrickError>;
     /// Whether a directory holds nothing (but `.mortar` and strays).

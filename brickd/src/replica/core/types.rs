@@ -145,8 +145,10 @@ pub enum Command {
     /// Send this copy the sessions, opens, locks and result table, behind all changes numbered so
     /// far and before any later one.
     SendTable(BrickId),
-    /// Let every change received be applied; for more than one other in-sync copy fetch the
-    /// longest tail from them; then call [`super::Core::recovered`].
+    /// Let every change received be applied; fetch the longest tail from all other in-sync copies
+    /// (they answer only once they are in this epoch, and take nothing from the old primary from
+    /// then on); then call [`super::Core::recovered`]. Comes again when the epoch changes
+    /// meanwhile: the newest one's in-sync copies count.
     Recover,
     /// The role changed: wake whoever waits for it, log it in one line.
     RoleChanged(Role),

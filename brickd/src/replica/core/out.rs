@@ -1,0 +1,181 @@
+//! Copies that are lost, and the end of this one.
+
+use mortar_common::{BrickId, Incarnation};
+
+use super::history::{self, reference};
+use super::{Command, Core, Death, Gone, Role, Syncing};
+
+/// Ends of incarnations remembered; of more, those that no epoch in use lists are forgotten.
+const DEAD_MAX: usize = 64;
+/// A copy whose heal failed is not tried again before this.
+const HEAL_PAUSE_MS: u64 = 2_000;
+
+impl Core {
+    /// The link to a copy broke, which proves nothing: its silence is measured.
+    pub fn unreachable(&mut self, brick: BrickId, now_ms: u64) -> Vec<Command> {
+        self.stream_down(brick, now_ms)
+    }
+
+    /// A copy is known to be gone, for good in this incarnation (`None`: the one listed).
+    pub fn gone(
+        &mut self,
+        brick: BrickId,
+        incarnation: Option<Incarnation>,
+        how: Gone,
+        now_ms: u64,
+    ) -> Vec<Command> {
+        let mut out = Vec::new();
+        let life = incarnation
+            .or_else(|| self.links.get(&brick).map(|link| link.incarnation))
+            .or_else(|| history::listed(&self.epoch, brick))
+            .or_else(|| self.syncing.get(&brick).map(|copy| copy.incarnation));
+        if let Some(life) = life {
+            self.remember_dead(brick, life, Death { how, at_ms: now_ms });
+            if self
+                .syncing
+                .get(&brick)
+                .is_some_and(|copy| copy.incarnation == life)
+            {
+                self.stop_syncing(brick, &mut out);
+                out.push(Command::CloseStream(brick));
+            }
+            let ended =
+                |stream: &super::Incoming| (stream.from, stream.incarnation) == (brick, life);
+            if self.incoming.as_ref().is_some_and(ended) {
+                self.incoming = None;
+                if self.role == Role::Syncing {
+                    self.become_role(Role::Out, &mut out);
+                    self.read_registry(now_ms, &mut out);
+                }
+            }
+        }
+        self.settle(now_ms, &mut out);
+        out
+    }
+
+    /// This copy's disk failed: final for this incarnation.
+    pub fn disk_failed(&mut self, reason: String, now_ms: u64) -> Vec<Command> {
+        let mut out = Vec::new();
+        self.fail(reason, &mut out);
+        self.settle(now_ms, &mut out);
+        out
+    }
+
+    /// This copy is told to stop: it serves nothing more.
+    pub fn stop(&mut self, now_ms: u64) -> Vec<Command> {
+        let mut out = Vec::new();
+        self.fail("the brick was stopped".to_owned(), &mut out);
+        self.settle(now_ms, &mut out);
+        out
+    }
+
+    /// Steps down for good; a primary gives its place away.
+    pub(super) fn fail(&mut self, reason: String, out: &mut Vec<Command>) {
+        if matches!(self.role, Role::Stopped(_)) {
+            return;
+        }
+        if self.is_primary() {
+            self.lose_primaryship(out);
+            self.hand_over = true;
+        }
+        self.incoming = None;
+        self.become_role(Role::Stopped(reason), out);
+    }
+
+    /// Nothing that was ordered here is answered here any more; no stream goes out.
+    pub(super) fn lose_primaryship(&mut self, out: &mut Vec<Command>) {
+        let abandoned: Vec<u64> = std::mem::take(&mut self.pending).into_keys().collect();
+        if !abandoned.is_empty() {
+            out.push(Command::Abandon(abandoned));
+        }
+        self.switch = None;
+        for brick in std::mem::take(&mut self.syncing).into_keys() {
+            out.push(Command::StopHeal(brick));
+            out.push(Command::CloseStream(brick));
+        }
+        for brick in std::mem::take(&mut self.links).into_keys() {
+            out.push(Command::CloseStream(brick));
+        }
+    }
+
+    /// A healed copy fell away: what it was sent and did not answer is marked again.
+    pub(super) fn stop_syncing(&mut self, brick: BrickId, out: &mut Vec<Command>) {
+        if let Some(copy) = self.syncing.remove(&brick) {
+            self.mark_again(brick, copy, out);
+        }
+        if self.switch.is_some_and(|switch| switch.brick == brick) {
+            self.switch = None;
+        }
+    }
+
+    /// Its stream broke: the copy stays known, to be opened again.
+    pub(super) fn pause_syncing(&mut self, brick: BrickId, now_ms: u64, out: &mut Vec<Command>) {
+        let Some(copy) = self.syncing.remove(&brick) else {
+            return;
+        };
+        let again = Syncing {
+            incarnation: copy.incarnation,
+            up: false,
+            unanswered: Default::default(),
+            not_before_ms: copy.not_before_ms.max(now_ms),
+            quiet: false,
+        };
+        self.mark_again(brick, copy, out);
+        self.syncing.insert(brick, again);
+        if self.switch.is_some_and(|switch| switch.brick == brick) {
+            self.switch = None;
+        }
+    }
+
+    /// Ends a heal that did not work; it is tried again after a pause.
+    pub(super) fn give_up_syncing(&mut self, brick: BrickId, now_ms: u64, out: &mut Vec<Command>) {
+        if !self.syncing.contains_key(&brick) {
+            return;
+        }
+        self.pause_syncing(brick, now_ms, out);
+        if let Some(copy) = self.syncing.get_mut(&brick) {
+            copy.not_before_ms = now_ms + HEAL_PAUSE_MS;
+        }
+        out.push(Command::CloseStream(brick));
+    }
+
+    fn mark_again(&mut self, brick: BrickId, copy: Syncing, out: &mut Vec<Command>) {
+        if copy.up {
+            if !copy.unanswered.is_empty() {
+                out.push(Command::Mark {
+                    brick,
+                    epoch: reference(&self.epoch),
+                    unanswered: copy.unanswered.into_keys().collect(),
+                });
+            }
+            out.push(Command::StopHeal(brick));
+        }
+    }
+
+    pub(super) fn remember_dead(&mut self, brick: BrickId, life: Incarnation, death: Death) {
+        if (brick, life) == (self.me, self.incarnation) {
+            return;
+        }
+        // A process that died took its vote along; a later, weaker word does not undo that.
+        self.dead.entry((brick, life)).or_insert(death);
+        if self.dead.len() > DEAD_MAX {
+            let (epoch, links) = (&self.epoch, &self.links);
+            self.dead.retain(|(brick, life), _| {
+                history::listed(epoch, *brick) == Some(*life)
+                    || links
+                        .get(brick)
+                        .is_some_and(|link| link.incarnation == *life)
+            });
+        }
+    }
+
+    /// Whether its vote in the registry is gone too.
+    pub(super) fn died_with_its_vote(&self, brick: BrickId, life: Incarnation) -> bool {
+        self.dead.get(&(brick, life)).is_some_and(|death| {
+            matches!(
+                death.how,
+                Gone::ProcessDied | Gone::Goodbye { process: true }
+            )
+        })
+    }
+}

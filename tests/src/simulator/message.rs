@@ -1,0 +1,254 @@
+//! What is kept, ordered and sent.
+
+use std::collections::BTreeMap;
+
+use mortar_proto::data::{CopyState, EpochRef};
+use mortar_proto::registry::Epoch;
+
+use brickd::replica::core::{Answer, Proposed, RegistryView};
+
+/// A host, by its place: the copies come first.
+pub type HostNo = usize;
+/// A client, by its place.
+pub type ClientNo = usize;
+/// A register: a name that holds nothing, or a value.
+pub type Key = u8;
+
+/// What a register holds, and the number of the change that put it there.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Cell {
+    pub version: u64,
+    pub value: Option<u64>,
+}
+
+/// What a client asks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Ask {
+    Read(Key),
+    /// Puts a value, whatever is there.
+    Write(Key, u64),
+    /// Puts a value where nothing is.
+    Create(Key, u64),
+    /// Takes away what is there.
+    Unlink(Key),
+    /// Makes durable what was acknowledged of this register.
+    Fsync(Key),
+}
+
+impl Ask {
+    pub fn key(self) -> Key {
+        match self {
+            Ask::Read(key)
+            | Ask::Write(key, _)
+            | Ask::Create(key, _)
+            | Ask::Unlink(key)
+            | Ask::Fsync(key) => key,
+        }
+    }
+}
+
+/// What came of it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Outcome {
+    Done,
+    Exists,
+    NotFound,
+    Value(Option<u64>),
+}
+
+/// What a client is told.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Told {
+    Outcome(Outcome),
+    Elsewhere(Option<HostNo>),
+    Later,
+}
+
+/// What an ordered change does.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Step {
+    Set(Option<u64>),
+    Fsync,
+    /// The register as the healing primary has it.
+    Heal(Cell),
+}
+
+/// One ordered change.
+#[derive(Clone, Copy, Debug)]
+pub struct Change {
+    pub number: u64,
+    pub epoch: EpochRef,
+    pub key: Key,
+    pub step: Step,
+    pub client: ClientNo,
+    pub seq: u64,
+}
+
+/// The last result of each client: (its seq, what came of it).
+pub type Table = BTreeMap<ClientNo, (u64, Outcome)>;
+
+/// Over a stream, either way.
+#[derive(Clone, Debug)]
+pub enum Message {
+    /// `skip`: something it touches is marked for this syncing copy.
+    Change {
+        change: Change,
+        complete: u64,
+        skip: bool,
+    },
+    Ack {
+        number: u64,
+        answer: Answer,
+    },
+    Table {
+        table: Table,
+        number: u64,
+    },
+    SyncRequest(u64),
+    SyncDone {
+        token: u64,
+        synced: u64,
+    },
+    /// Everything up to this number is durable on that copy.
+    Synced {
+        host: HostNo,
+        number: u64,
+    },
+}
+
+/// Between two processes, outside streams.
+#[derive(Clone, Debug)]
+pub enum Note {
+    Beacon {
+        epoch: EpochRef,
+        sent: u64,
+    },
+    BeaconAnswer {
+        epoch: EpochRef,
+        sent: u64,
+    },
+    Query(u64),
+    State(u64, Box<CopyState>),
+    Open {
+        conn: usize,
+        incarnation: u64,
+        from_incarnation: u64,
+        epoch: EpochRef,
+        joined: bool,
+    },
+    Opened {
+        conn: usize,
+        last_number: u64,
+        tail: Option<Vec<Key>>,
+    },
+    NotOpened {
+        conn: usize,
+    },
+    TailRequest {
+        epoch: EpochRef,
+    },
+    Tail {
+        epoch: EpochRef,
+        changes: Vec<Change>,
+    },
+}
+
+/// Something that happens at a time.
+#[derive(Clone, Debug)]
+pub enum Event {
+    Tick {
+        host: HostNo,
+        life: u64,
+    },
+    Stream {
+        conn: usize,
+        to: HostNo,
+        message: Message,
+    },
+    StreamDown {
+        conn: usize,
+        at: HostNo,
+    },
+    Note {
+        from: HostNo,
+        from_life: u64,
+        to: HostNo,
+        note: Note,
+    },
+    Apply {
+        host: HostNo,
+        life: u64,
+        key: Key,
+    },
+    Stored {
+        host: HostNo,
+        life: u64,
+        epoch: Epoch,
+        history: Vec<EpochRef>,
+        alone: bool,
+    },
+    Gone {
+        at: HostNo,
+        life: u64,
+        of: HostNo,
+        of_life: u64,
+    },
+    Sync {
+        host: HostNo,
+        life: u64,
+    },
+    Heal {
+        host: HostNo,
+        life: u64,
+    },
+    Decide {
+        host: HostNo,
+        life: u64,
+        expect: EpochRef,
+        next: Epoch,
+        lone: Vec<Epoch>,
+        late: bool,
+    },
+    Decided {
+        host: HostNo,
+        life: u64,
+        expect: EpochRef,
+        what: Proposed,
+    },
+    Read {
+        host: HostNo,
+        life: u64,
+    },
+    View {
+        host: HostNo,
+        life: u64,
+        view: Box<RegistryView>,
+    },
+    /// `epoch`: the newest the client has heard of.
+    Ask {
+        client: ClientNo,
+        host: HostNo,
+        seq: u64,
+        ask: Ask,
+        epoch: u64,
+    },
+    Tell {
+        client: ClientNo,
+        host: HostNo,
+        seq: u64,
+        told: Told,
+        by_primary: bool,
+        epoch: u64,
+    },
+    Heard {
+        host: HostNo,
+    },
+    Client {
+        client: ClientNo,
+        turn: u64,
+    },
+    Fault(usize),
+    Mend(usize),
+    Start(HostNo),
+    Watch,
+}

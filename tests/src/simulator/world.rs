@@ -1,0 +1,313 @@
+//! The cluster as a whole: time, events, and who they are for.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use mortar_proto::data::EpochRef;
+
+use super::check::Operation;
+use super::client::Client;
+use super::copy::Copy;
+use super::faults::Fault;
+use super::message::{Event, HostNo, Key};
+use super::network::Network;
+use super::random::Random;
+use super::registry::Registry;
+use super::{Bug, Failure, Summary, Tracing};
+
+/// Registers that clients use.
+pub const KEYS: Key = 6;
+/// Lines of trace kept.
+const TRACE_LINES: usize = 400;
+
+/// One host: a process that may be down or stand still, and a clock of its own.
+#[derive(Debug)]
+pub struct Host {
+    pub up: bool,
+    pub paused_until: u64,
+    offset_ms: u64,
+    /// Its clock runs this many thousandths too fast.
+    drift: u64,
+}
+
+/// A cluster that follows from its seed.
+#[derive(Debug)]
+pub struct World {
+    pub seed: u64,
+    pub bug: Bug,
+    pub now: u64,
+    order: u64,
+    events: BTreeMap<(u64, u64), Event>,
+    pub random: Random,
+    pub network: Network,
+    pub registry: Registry,
+    pub hosts: Vec<Host>,
+    pub copies: Vec<Copy>,
+    pub clients: Vec<Client>,
+    pub faults: Vec<Fault>,
+    /// When the last fault is mended.
+    pub calm_at: u64,
+    pub summary: Summary,
+    pub failure: Option<String>,
+    pub finished: bool,
+    trace: Option<VecDeque<String>>,
+    /// Operations, in the order of their start; a stamp orders all starts and ends.
+    pub operations: Vec<Operation>,
+    pub stamp: u64,
+    /// Stamps at which unsynced changes were lost with the power of all who had them, and what
+    /// the registers held then.
+    pub rollbacks: Vec<(u64, Vec<Option<u64>>)>,
+    /// The version of each register that an answered fsync covers.
+    pub fsynced: BTreeMap<Key, u64>,
+    /// The newest epoch in which anything was answered.
+    pub answered_in: u64,
+    /// Epochs made alone: by whom, with what history.
+    pub lone: Vec<(HostNo, EpochRef, Vec<EpochRef>)>,
+    pub stuck_since: Option<u64>,
+}
+
+impl World {
+    /// A cluster of 2 or 3 copies and 2 or 3 voters, with its faults, as the seed has it.
+    pub fn new(seed: u64, bug: Bug, tracing: Tracing) -> Self {
+        let mut random = Random::new(seed);
+        let copies = if random.chance(35) { 3 } else { 2 };
+        let voters = if copies == 2 && random.chance(40) {
+            2
+        } else {
+            3
+        };
+        let count = copies.max(voters);
+        let hosts = (0..count)
+            .map(|_| Host {
+                up: true,
+                paused_until: 0,
+                offset_ms: random.between(1_000, 10_000_000),
+                drift: random.between(0, 10),
+            })
+            .collect();
+        let mut world = World {
+            seed,
+            bug,
+            now: 0,
+            order: 0,
+            events: BTreeMap::new(),
+            random,
+            network: Network::default(),
+            registry: Registry::new(voters, count),
+            hosts,
+            copies: (0..copies).map(|_| Copy::new(copies)).collect(),
+            clients: Vec::new(),
+            faults: Vec::new(),
+            calm_at: 0,
+            summary: Summary::default(),
+            failure: None,
+            finished: false,
+            trace: (tracing == Tracing::On).then(VecDeque::new),
+            operations: Vec::new(),
+            stamp: 0,
+            rollbacks: Vec::new(),
+            fsynced: BTreeMap::new(),
+            answered_in: 0,
+            lone: Vec::new(),
+            stuck_since: None,
+        };
+        world.plan_faults();
+        world.add_clients();
+        for host in 0..copies {
+            let at = world.random.between(0, 300);
+            world.at(at, Event::Start(host));
+        }
+        let watch = world.calm_at;
+        world.at(watch, Event::Watch);
+        world
+    }
+
+    /// Runs until all is calm and equal, or a promise is broken.
+    pub fn run(mut self) -> Result<Summary, Box<Failure>> {
+        while let Some(((time, _), event)) = self.events.pop_first() {
+            self.now = time;
+            let paused_until = event_host(&event).map_or(0, |host| self.hosts[host].paused_until);
+            if paused_until > time {
+                self.at(paused_until, event);
+            } else {
+                self.handle(event);
+            }
+            if self.failure.is_some() || self.finished {
+                break;
+            }
+        }
+        if self.failure.is_none() {
+            self.check_at_the_end();
+        }
+        self.summary.operations = self.operations.iter().filter(|op| op.end.is_some()).count();
+        match self.failure.take() {
+            None => Ok(self.summary),
+            Some(what) => Err(Box::new(Failure {
+                seed: self.seed,
+                what,
+                trace: self.trace.take().unwrap_or_default().into(),
+            })),
+        }
+    }
+
+    /// Something is to happen at a time.
+    pub fn at(&mut self, time: u64, event: Event) {
+        self.order += 1;
+        self.events.insert((time.max(self.now), self.order), event);
+    }
+
+    /// A promise is broken.
+    pub fn fail(&mut self, what: String) {
+        let now = self.now;
+        self.failure.get_or_insert(format!("at {now} ms: {what}"));
+    }
+
+    /// A line of the trace, made only when it is kept.
+    pub fn trace(&mut self, line: impl FnOnce() -> String) {
+        let now = self.now;
+        if let Some(trace) = &mut self.trace {
+            if trace.len() == TRACE_LINES {
+                trace.pop_front();
+            }
+            trace.push_back(format!("{now:6} {}", line()));
+        }
+    }
+
+    /// A host's own clock.
+    pub fn clock(&self, host: HostNo) -> u64 {
+        let host = &self.hosts[host];
+        host.offset_ms + self.now * (1_000 + host.drift) / 1_000
+    }
+
+    /// Whether a host's process does anything now.
+    pub fn runs(&self, host: HostNo) -> bool {
+        self.hosts[host].up && self.hosts[host].paused_until <= self.now
+    }
+
+    /// Both sides of a two-voter pool went alone.
+    pub fn is_split(&self) -> bool {
+        self.lone
+            .iter()
+            .enumerate()
+            .any(|(at, (host, epoch, history))| {
+                self.lone[..at]
+                    .iter()
+                    .any(|(other, theirs, their_history)| {
+                        host != other && !history.contains(theirs) && !their_history.contains(epoch)
+                    })
+            })
+    }
+
+    fn handle(&mut self, event: Event) {
+        let living = |world: &World, host: HostNo, life: u64| {
+            world.hosts[host].up && life != 0 && world.copies[host].life == life
+        };
+        match event {
+            Event::Start(host) => self.start_host(host),
+            Event::Tick { host, life } if living(self, host, life) => self.on_tick(host, life),
+            Event::Stream { conn, to, message } => self.on_stream(conn, to, message),
+            Event::StreamDown { conn, at } => self.on_stream_down(conn, at),
+            Event::Note {
+                from,
+                from_life,
+                to,
+                note,
+            } if self.copies[to].life != 0 => {
+                self.on_note(from, from_life, to, note);
+            }
+            Event::Apply { host, life, key } if living(self, host, life) => {
+                self.on_apply(host, key);
+            }
+            Event::Stored {
+                host,
+                life,
+                epoch,
+                history,
+                alone,
+            } if living(self, host, life) => {
+                self.on_stored(host, epoch, history, alone);
+            }
+            Event::Gone {
+                at,
+                life,
+                of,
+                of_life,
+            } if living(self, at, life) => {
+                self.on_gone(at, of, of_life);
+            }
+            Event::Sync { host, life } if living(self, host, life) => self.on_sync(host, life),
+            Event::Heal { host, life } if living(self, host, life) => self.on_heal(host, life),
+            Event::Decide {
+                host,
+                life,
+                expect,
+                next,
+                lone,
+                late,
+            } => {
+                self.on_decide(host, life, expect, next, lone, late);
+            }
+            Event::Decided {
+                host,
+                life,
+                expect,
+                what,
+            } if living(self, host, life) => {
+                self.with_core(host, |core, now| core.proposed(expect, what, now));
+            }
+            Event::Read { host, life } if living(self, host, life) => self.on_read(host, life),
+            Event::View { host, life, view } if living(self, host, life) => {
+                self.with_core(host, |core, now| core.view(*view, now));
+            }
+            Event::Ask {
+                client,
+                host,
+                seq,
+                ask,
+                epoch,
+            } => {
+                self.on_ask(client, host, seq, ask, epoch);
+            }
+            Event::Tell {
+                client,
+                host,
+                seq,
+                told,
+                by_primary,
+                epoch,
+            } => {
+                self.clients[client].epoch = self.clients[client].epoch.max(epoch);
+                self.on_tell(client, host, seq, told, by_primary);
+            }
+            Event::Heard { host } => {
+                let now = self.clock(host);
+                if let Some(core) = &mut self.copies[host].core {
+                    core.client_heard(now);
+                }
+            }
+            Event::Client { client, turn } => self.on_client(client, turn),
+            Event::Fault(number) => self.inject(number),
+            Event::Mend(number) => self.mend(number),
+            Event::Watch => self.watch(),
+            _ => {}
+        }
+    }
+}
+
+/// The host whose process an event waits for.
+fn event_host(event: &Event) -> Option<HostNo> {
+    match event {
+        Event::Tick { host, .. }
+        | Event::Apply { host, .. }
+        | Event::Stored { host, .. }
+        | Event::Sync { host, .. }
+        | Event::Heal { host, .. }
+        | Event::Decided { host, .. }
+        | Event::Read { host, .. }
+        | Event::View { host, .. }
+        | Event::Ask { host, .. }
+        | Event::Heard { host } => Some(*host),
+        Event::Stream { to, .. } | Event::Note { to, .. } => Some(*to),
+        Event::StreamDown { at, .. } | Event::Gone { at, .. } => Some(*at),
+        _ => None,
+    }
+}

@@ -13,8 +13,8 @@ use mortar_proto::WIRE_VERSION;
 use mortar_proto::control::pool_server::{Pool, PoolServer};
 use mortar_proto::control::{
     BarrierReply, Done, Empty, Identity, JoinReply, JoinRequest, LeaveRequest, LocalBricksReply,
-    PrepareBrickReply, PrepareBrickRequest, VolumeHealReply, VolumeHealRequest, VolumeName,
-    WatchViewRequest,
+    PrepareBrickReply, PrepareBrickRequest, RegistryStatusReply, VolumeHealReply,
+    VolumeHealRequest, VolumeName, WatchViewRequest,
 };
 use mortar_proto::data::{EpochRef, Hello, Reply, ReplyStatus, Request};
 use mortar_proto::frame::{self, Kind};
@@ -432,6 +432,9 @@ impl Pool for Service {
     }
 
     async fn join(&self, _: tonic::Request<JoinRequest>) -> Answer<JoinReply> {
+        not_here()
+    }
+    async fn status(&self, _: tonic::Request<Empty>) -> Answer<RegistryStatusReply> {
         not_here()
     }
     async fn leave(&self, _: tonic::Request<LeaveRequest>) -> Answer<Done> {

@@ -22,6 +22,7 @@ pub mod plan;
 pub mod recover;
 pub mod serve;
 pub mod sessions;
+pub mod space;
 pub mod streams;
 pub mod timers;
 
@@ -114,7 +115,7 @@ pub struct Replica {
     last_time_ns: Mutex<i128>,
     /// Newest epoch handed to the disk; stores are made one at a time and never go back.
     stored_epoch: Mutex<u64>,
-    free_bytes: sessions::FreeBytes,
+    free_bytes: space::FreeBytes,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
     stop: Arc<Stop>,
@@ -160,7 +161,7 @@ impl Replica {
             healing: healing::Healing::default(),
             last_time_ns: Mutex::new(0),
             stored_epoch: Mutex::new(stored.epoch.as_ref().map_or(0, |epoch| epoch.number)),
-            free_bytes: sessions::FreeBytes::default(),
+            free_bytes: space::FreeBytes::default(),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
             stop: Arc::new(Stop::default()),
@@ -435,7 +436,7 @@ impl Replica {
             sent,
             from_brick: self.setting.me.0,
             to_brick: to.0,
-            free_bytes: self.free_bytes.own(&*self.store),
+            free_bytes: self.free_bytes_here(),
         })
     }
 

@@ -39,7 +39,7 @@ fn create_is_refused(cluster: &Cluster, words: &str, because: &str) {
 
 #[test]
 fn a_brick_path_that_is_relative() {
-    create_is_refused(&alone(), "gfs01:relative/path force", "absolute");
+    create_is_refused(&alone(), "gfs01:relative/path force", "abs-path");
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn a_brick_nested_in_another() {
     create_is_refused(
         &cluster,
         &format!("{nested} force"),
-        "already part of a volume",
+        "contained by an existing brick",
     );
     let left = fs::read_dir(cluster.brick("gfs01")).unwrap().flatten();
     assert!(
@@ -64,7 +64,11 @@ fn a_brick_nested_in_another() {
 fn a_brick_around_another() {
     let cluster = Cluster::one_host();
     let around = cluster.host("gfs01").brick_spec("glusterfs");
-    create_is_refused(&cluster, &format!("{around} force"), "part of a volume");
+    create_is_refused(
+        &cluster,
+        &format!("{around} force"),
+        "contained by an existing brick",
+    );
 }
 
 #[test]

@@ -6,6 +6,7 @@
 use std::fs::{self, File, Permissions};
 use std::io::Read;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use rustix::fs::getxattr;
@@ -165,28 +166,58 @@ fn a_small_file_is_read_with_its_open() {
     });
 }
 
-#[test]
-fn a_listing_asks_for_pages_only() {
-    const FILES: usize = 1000;
-    /// Entries with their attributes that a page holds at least.
-    const PAGE_ENTRIES_MIN: usize = 50;
+/// Entries with their attributes that a page holds at least.
+const PAGE_ENTRIES_MIN: usize = 50;
+
+/// A folder of this many files on a mount whose kernel knows nothing of them.
+fn folder_of(files: usize) -> (Counted, PathBuf) {
     let counted = Counted::new();
     let folder = counted.mount.join("many");
     fs::create_dir(&folder).unwrap();
-    for number in 0..FILES {
+    for number in 0..files {
         File::create(folder.join(format!("{number:05}"))).unwrap();
     }
     let counted = counted.again();
     let folder = counted.mount.join("many");
     fs::metadata(&folder).unwrap();
+    (counted, folder)
+}
+
+#[track_caller]
+fn assert_pages_only(asked: &[String], files: usize) {
+    let (first, pages) = asked.split_first().expect("a listing");
+    assert_eq!(first, "Getattr+Readdir");
+    assert!(pages.iter().all(|ops| ops == "Readdir"), "{asked:?}");
+    assert!(asked.len() <= files / PAGE_ENTRIES_MIN + 1, "{asked:?}");
+}
+
+#[test]
+fn a_listing_asks_for_pages_only() {
+    const FILES: usize = 1000;
+    let (counted, folder) = folder_of(FILES);
     let mut listed = 0;
     let asked = counted
         .counter
         .during(|| listed = fs::read_dir(&folder).unwrap().count());
     assert_eq!(listed, FILES);
     report::say(&format!("{} requests list {FILES} files", asked.len()));
-    let (first, pages) = asked.split_first().expect("a listing");
-    assert_eq!(first, "Getattr+Readdir");
-    assert!(pages.iter().all(|ops| ops == "Readdir"), "{asked:?}");
-    assert!(asked.len() <= FILES / PAGE_ENTRIES_MIN + 1, "{asked:?}");
+    assert_pages_only(&asked, FILES);
+}
+
+#[test]
+fn a_listing_with_attributes_asks_for_pages_only() {
+    const FILES: usize = 1000;
+    let (counted, folder) = folder_of(FILES);
+    let mut listed = 0;
+    let asked = counted.counter.during(|| {
+        for entry in fs::read_dir(&folder).unwrap() {
+            listed += u64::from(entry.unwrap().metadata().unwrap().is_file());
+        }
+    });
+    assert_eq!(listed, FILES as u64);
+    report::say(&format!(
+        "{} requests list {FILES} files with their attributes",
+        asked.len()
+    ));
+    assert_pages_only(&asked, FILES);
 }

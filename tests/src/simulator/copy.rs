@@ -36,6 +36,8 @@ pub struct Copy {
     /// A power cut, or the end of a backup that held changes, took something since it was last in
     /// sync.
     pub lost: bool,
+    /// It went alone since it was last healed: nobody else knows what it did.
+    pub went_alone: bool,
     pub memory: Memory,
 }
 
@@ -69,6 +71,8 @@ pub struct Memory {
     pub known: Vec<bool>,
     pub sure: Vec<bool>,
     pub tails: Vec<Option<Vec<Key>>>,
+    /// The partner went alone, on a way of its own.
+    pub strays: Vec<bool>,
     pub joined_at: u64,
     queries: BTreeMap<HostNo, u64>,
 }
@@ -95,6 +99,7 @@ impl Copy {
             disk,
             stored: StoredState::default(),
             lost: false,
+            went_alone: false,
             memory: Memory::new(copies),
         }
     }
@@ -107,6 +112,7 @@ impl Memory {
             known: vec![false; copies],
             sure: vec![false; copies],
             tails: vec![None; copies],
+            strays: vec![false; copies],
             ..Memory::default()
         }
     }
@@ -296,6 +302,7 @@ impl World {
         if alone {
             self.trace(|| format!("host {host} goes alone in {}", named.number));
             self.lone.push((host, named, history));
+            self.copies[host].went_alone = true;
         }
         self.with_core(host, |core, now| core.stored(named, now));
         self.note_joined(host);
@@ -462,7 +469,9 @@ impl World {
                 conn,
                 last_number,
                 tail,
+                lone,
             } => {
+                self.copies[host].memory.strays[from] = lone;
                 self.on_opened(host, from, conn, last_number, tail);
             }
             Note::NotOpened { conn } => {
@@ -537,6 +546,13 @@ impl World {
                     .known
                     .iter_mut()
                     .for_each(|known| *known = false);
+                self.send(conn, host, Message::TableHeld);
+            }
+            Message::TableHeld => {
+                let brick = World::brick(other.0);
+                if self.copies[host].memory.streams.get(&other.0) == Some(&conn) {
+                    self.with_core(host, |core, now| core.table_held(brick, now));
+                }
             }
             Message::SyncRequest(token) => {
                 let synced = self.sync(host);

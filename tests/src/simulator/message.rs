@@ -104,6 +104,7 @@ pub enum Message {
         table: Table,
         number: u64,
     },
+    TableHeld,
     SyncRequest(u64),
     SyncDone {
         token: u64,
@@ -140,6 +141,7 @@ pub enum Note {
         conn: usize,
         last_number: u64,
         tail: Option<Vec<Key>>,
+        lone: bool,
     },
     NotOpened {
         conn: usize,
@@ -251,4 +253,6 @@ pub enum Event {
     Mend(usize),
     Start(HostNo),
     Watch,
+    /// A process that stood still goes on.
+    Resume(HostNo),
 }

@@ -391,6 +391,7 @@ impl World {
                     kept.map(|change| change.key).collect()
                 });
                 let last_number = memory.received_to;
+                let lone = self.copies[host].went_alone;
                 self.network.conns[conn].open = true;
                 self.note(
                     host,
@@ -399,6 +400,7 @@ impl World {
                         conn,
                         last_number,
                         tail,
+                        lone,
                     },
                 );
                 self.carry_out(host, commands);

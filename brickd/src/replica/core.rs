@@ -22,7 +22,11 @@ mod join;
 mod lease;
 mod order;
 mod out;
+#[cfg(test)]
+mod scenarios;
 mod start;
+#[cfg(test)]
+mod testing;
 pub mod types;
 mod wishes;
 

@@ -129,6 +129,9 @@ pub enum Note {
         sent: u64,
     },
     Query(u64),
+    Goodbye {
+        incarnation: u64,
+    },
     State(u64, Box<CopyState>),
     Open {
         conn: usize,
@@ -253,6 +256,11 @@ pub enum Event {
     Mend(usize),
     Start(HostNo),
     Watch,
+    /// The process of a stopped brick ends.
+    End {
+        host: HostNo,
+        life: u64,
+    },
     /// A process that stood still goes on.
     Resume(HostNo),
 }

@@ -305,6 +305,7 @@ impl World {
             Event::Client { client, turn } => self.on_client(client, turn),
             Event::Fault(number) => self.inject(number),
             Event::Mend(number) => self.mend(number),
+            Event::End { host, life } if living(self, host, life) => self.end_host(host, true),
             Event::Watch => self.watch(),
             Event::Resume(host) => self.resume(host),
             _ => {}

@@ -274,7 +274,7 @@ impl Core {
     fn lone_after(&self, expect: EpochRef) -> Vec<Epoch> {
         self.lone
             .iter()
-            .filter(|epoch| epoch.number > expect.number)
+            .filter(|epoch| epoch.number >= expect.number && reference(epoch) != expect)
             .cloned()
             .collect()
     }

@@ -104,6 +104,7 @@ pub enum Message {
         table: Table,
         number: u64,
     },
+    TableHeld,
     SyncRequest(u64),
     SyncDone {
         token: u64,
@@ -128,6 +129,9 @@ pub enum Note {
         sent: u64,
     },
     Query(u64),
+    Goodbye {
+        incarnation: u64,
+    },
     State(u64, Box<CopyState>),
     Open {
         conn: usize,
@@ -140,6 +144,7 @@ pub enum Note {
         conn: usize,
         last_number: u64,
         tail: Option<Vec<Key>>,
+        lone: bool,
     },
     NotOpened {
         conn: usize,
@@ -251,4 +256,11 @@ pub enum Event {
     Mend(usize),
     Start(HostNo),
     Watch,
+    /// The process of a stopped brick ends.
+    End {
+        host: HostNo,
+        life: u64,
+    },
+    /// A process that stood still goes on.
+    Resume(HostNo),
 }

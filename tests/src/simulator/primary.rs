@@ -3,14 +3,10 @@
 use std::collections::BTreeSet;
 
 use brickd::replica::core::{Answer, Core, NotNow, Role, WaitFor};
-use mortar_common::BrickId;
-use mortar_common::Incarnation;
-use mortar_proto::data::EpochRef;
 
 use super::Bug;
 use super::copy::Job;
-use super::message::{Ask, Change, ClientNo, HostNo, Key, Message, Note, Outcome, Step, Told};
-use super::network::Conn;
+use super::message::{Ask, Change, ClientNo, HostNo, Message, Note, Outcome, Step, Told};
 use super::world::World;
 
 impl World {
@@ -321,153 +317,6 @@ impl World {
         let complete = self.copies[host].core.as_ref().map_or(0, Core::complete);
         let memory = &mut self.copies[host].memory;
         memory.kept = memory.kept.split_off(&(complete + 1));
-    }
-
-    // ------------------------------------------------------------ streams
-
-    pub fn open_stream(
-        &mut self,
-        host: HostNo,
-        to: BrickId,
-        incarnation: Incarnation,
-        joined: bool,
-        epoch: EpochRef,
-    ) {
-        let to = World::host_of(to);
-        let life = self.copies[host].life;
-        if self.copies[host].memory.streams.contains_key(&to) {
-            return;
-        }
-        if let Some(conn) = self.copies[host].memory.opening.get(&to) {
-            // An attempt in progress is left alone, but one that got lost is given up.
-            if self.random.chance(70) {
-                return;
-            }
-            let conn = *conn;
-            self.break_conn(conn, 1, 5);
-        }
-        let conn = self.network.conns.len();
-        self.network.conns.push(Conn {
-            from: (host, life),
-            to: (to, incarnation.0),
-            alive: true,
-            open: false,
-        });
-        self.copies[host].memory.opening.insert(to, conn);
-        let note = Note::Open {
-            conn,
-            incarnation: incarnation.0,
-            from_incarnation: life,
-            epoch,
-            joined,
-        };
-        self.note(host, to, note);
-    }
-
-    pub fn on_open(
-        &mut self,
-        host: HostNo,
-        from: HostNo,
-        from_life: u64,
-        conn: usize,
-        epoch: EpochRef,
-        joined: bool,
-    ) {
-        if !self.network.conns[conn].alive {
-            return;
-        }
-        let now = self.clock(host);
-        let Some(core) = self.copies[host].core.as_mut() else {
-            return;
-        };
-        let numbers = core.tail();
-        let brick = World::brick(from);
-        match core.accepts_stream(brick, Incarnation(from_life), epoch, joined, now) {
-            Err(why) => {
-                self.trace(|| format!("host {host} refuses the stream of host {from}: {why}"));
-                self.note(host, from, Note::NotOpened { conn });
-            }
-            Ok(commands) => {
-                if let Some(old) = self.copies[host].memory.incoming.replace(conn) {
-                    self.break_conn(old, 1, 20);
-                }
-                let memory = &self.copies[host].memory;
-                // What it may have that nobody else has, as far as this life remembers.
-                let tail: Option<Vec<Key>> = memory.was_in_sync.then(|| {
-                    let kept = numbers.iter().filter_map(|number| memory.kept.get(number));
-                    kept.map(|change| change.key).collect()
-                });
-                let last_number = memory.received_to;
-                self.network.conns[conn].open = true;
-                self.note(
-                    host,
-                    from,
-                    Note::Opened {
-                        conn,
-                        last_number,
-                        tail,
-                    },
-                );
-                self.carry_out(host, commands);
-            }
-        }
-    }
-
-    pub fn on_opened(
-        &mut self,
-        host: HostNo,
-        from: HostNo,
-        conn: usize,
-        last_number: u64,
-        tail: Option<Vec<Key>>,
-    ) {
-        let ends = self.network.conns[conn].clone();
-        if !ends.alive
-            || ends.from != (host, self.copies[host].life)
-            || self.copies[host].memory.opening.get(&from) != Some(&conn)
-        {
-            return;
-        }
-        let memory = &mut self.copies[host].memory;
-        memory.opening.remove(&from);
-        memory.streams.insert(from, conn);
-        memory.tails[from] = tail;
-        let brick = World::brick(from);
-        let life = Incarnation(ends.to.1);
-        let required = self.copies[host]
-            .core
-            .as_ref()
-            .is_some_and(|core| core.required().contains(&brick));
-        // First what it was sent and did not answer, or never got, then anything new.
-        if required {
-            let complete = self.copies[host].core.as_ref().map_or(0, Core::complete);
-            let memory = &self.copies[host].memory;
-            let resend: Vec<Change> = memory.kept.values().copied().collect();
-            for change in resend {
-                self.send(
-                    conn,
-                    host,
-                    Message::Change {
-                        change,
-                        complete,
-                        skip: false,
-                    },
-                );
-            }
-        }
-        self.trace(|| format!("host {host} has a stream to host {from}, which has {last_number}"));
-        self.with_core(host, |core, now| {
-            core.stream_up(brick, life, last_number, now)
-        });
-    }
-
-    pub fn close_stream(&mut self, host: HostNo, to: HostNo) {
-        let memory = &mut self.copies[host].memory;
-        let opening = memory.opening.remove(&to);
-        let stream = memory.streams.remove(&to);
-        for conn in opening.into_iter().chain(stream) {
-            self.break_conn(conn, 1, 20);
-        }
     }
 
     // ------------------------------------------------------------ recovery

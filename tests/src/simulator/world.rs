@@ -24,6 +24,8 @@ const TRACE_LINES: usize = 400;
 pub struct Host {
     pub up: bool,
     pub paused_until: u64,
+    /// What came for it meanwhile.
+    backlog: VecDeque<Event>,
     offset_ms: u64,
     /// Its clock runs this many thousandths too fast.
     drift: u64,
@@ -80,6 +82,7 @@ impl World {
             .map(|_| Host {
                 up: true,
                 paused_until: 0,
+                backlog: VecDeque::new(),
                 offset_ms: random.between(1_000, 10_000_000),
                 drift: random.between(0, 10),
             })
@@ -125,11 +128,16 @@ impl World {
     pub fn run(mut self) -> Result<Summary, Box<Failure>> {
         while let Some(((time, _), event)) = self.events.pop_first() {
             self.now = time;
-            let paused_until = event_host(&event).map_or(0, |host| self.hosts[host].paused_until);
-            if paused_until > time {
-                self.at(paused_until, event);
-            } else {
-                self.handle(event);
+            match event_host(&event).map(|host| (host, &mut self.hosts[host])) {
+                // Nothing overtakes what came while the process stood still.
+                Some((host, state)) if state.paused_until > time || !state.backlog.is_empty() => {
+                    state.backlog.push_back(event);
+                    if state.backlog.len() == 1 {
+                        let until = state.paused_until;
+                        self.at(until, Event::Resume(host));
+                    }
+                }
+                _ => self.handle(event),
             }
             if self.failure.is_some() || self.finished {
                 break;
@@ -195,6 +203,16 @@ impl World {
                         host != other && !history.contains(theirs) && !their_history.contains(epoch)
                     })
             })
+    }
+
+    fn resume(&mut self, host: HostNo) {
+        if self.hosts[host].paused_until > self.now {
+            let until = self.hosts[host].paused_until;
+            return self.at(until, Event::Resume(host));
+        }
+        for event in std::mem::take(&mut self.hosts[host].backlog) {
+            self.handle(event);
+        }
     }
 
     fn handle(&mut self, event: Event) {
@@ -287,7 +305,9 @@ impl World {
             Event::Client { client, turn } => self.on_client(client, turn),
             Event::Fault(number) => self.inject(number),
             Event::Mend(number) => self.mend(number),
+            Event::End { host, life } if living(self, host, life) => self.end_host(host, true),
             Event::Watch => self.watch(),
+            Event::Resume(host) => self.resume(host),
             _ => {}
         }
     }

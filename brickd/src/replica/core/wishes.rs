@@ -6,7 +6,7 @@ use mortar_proto::data::EpochRef;
 use mortar_proto::registry::{Copy, Epoch};
 
 use super::history::{self, extended, reference};
-use super::{Command, Core, Proposal, Role, Storing, Votes};
+use super::{Command, Core, Proposal, Role, Stage, Storing, Votes};
 
 /// Backups ask for the primary's place one after the other, this far apart.
 const TURN_MS: u64 = 200;
@@ -38,7 +38,7 @@ impl Core {
                 });
             }
         }
-        if now_ms >= self.next_read_ms && self.wants_to_read() {
+        if self.wants_to_read(now_ms) {
             self.read_registry(now_ms, &mut out);
         }
         if now_ms >= self.next_query_ms {
@@ -103,13 +103,14 @@ impl Core {
             self.correct_registry(now_ms, out);
         }
         self.begin_switch(now_ms);
+        self.drain_switch(now_ms, out);
         if self.proposal.is_none() {
             let lost = self.lost_copies(now_ms);
             if lost.is_empty() {
                 let waiting = self.links.iter().any(|(brick, link)| {
                     history::listed(&self.epoch, *brick) != Some(link.incarnation)
                 });
-                if self.drain_switch(now_ms, out) || waiting {
+                if waiting {
                     let mut in_sync = self.epoch.in_sync.clone();
                     in_sync.retain(|copy| !self.links.contains_key(&BrickId(copy.brick)));
                     in_sync.extend(self.links.iter().map(|(brick, link)| Copy {
@@ -121,8 +122,7 @@ impl Core {
             } else {
                 self.put_out(&lost, now_ms, out);
             }
-        } else if self.switch.is_some() {
-            self.drain_switch(now_ms, out);
+        } else {
             self.resume_without_quorum();
         }
         self.open_streams(now_ms, out);
@@ -135,7 +135,11 @@ impl Core {
             .proposal
             .as_ref()
             .is_some_and(|proposal| proposal.no_quorum);
-        if no_quorum && self.switch.is_some_and(|switch| switch.proposed) {
+        if no_quorum
+            && self
+                .switch
+                .is_some_and(|switch| switch.stage == Stage::Proposed)
+        {
             self.switch = None;
         }
     }
@@ -287,7 +291,7 @@ impl Core {
     fn lone_after(&self, expect: EpochRef) -> Vec<Epoch> {
         self.lone
             .iter()
-            .filter(|epoch| epoch.number > expect.number)
+            .filter(|epoch| epoch.number >= expect.number && reference(epoch) != expect)
             .cloned()
             .collect()
     }
@@ -458,14 +462,18 @@ impl Core {
         }
     }
 
-    fn wants_to_read(&self) -> bool {
-        !self.fresh
+    fn wants_to_read(&self, now_ms: u64) -> bool {
+        // A syncing copy may have become one of the epoch just before its primary died.
+        let seldom =
+            self.role == Role::Syncing && now_ms >= self.next_read_ms + self.timing.ping_timeout_ms;
+        let often = !self.fresh
             || self.newer.is_some()
             || self.unseen
             || matches!(
                 self.role,
                 Role::Starting | Role::Waiting(_) | Role::Out | Role::Split
-            )
+            );
+        seldom || often && now_ms >= self.next_read_ms
     }
 
     pub(super) fn read_registry(&mut self, now_ms: u64, out: &mut Vec<Command>) {

@@ -16,6 +16,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             ".mortar.registry",
             "#[derive(serde::Serialize, serde::Deserialize)]",
         )
+        // A log or snapshot written before a field existed stays readable.
+        .message_attribute(".mortar.registry", "#[serde(default)]")
         .compile_fds(descriptors)?;
     Ok(())
 }

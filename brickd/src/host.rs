@@ -1,8 +1,31 @@
 //! All bricks of this host: starts and stops them as the registry says, and answers for them.
 
+mod events;
+mod ports;
+mod report;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
+
+use mortar_common::{BrickId, Incarnation, PeerId, VolumeId};
 use mortar_proto::control::{
-    BrickState, PrepareBrickReply, PrepareBrickRequest, VolumeHealReply, VolumeHealRequest,
+    BrickState, PrepareBrickReply, PrepareBrickRequest, PrepareStep, VolumeHealReply,
+    VolumeHealRequest,
 };
+use mortar_proto::data::{EpochRef, Goodbye, Hello};
+use mortar_proto::registry::{self as reg, BrickStatus, View, Volume, VolumeStatus};
+use tracing::{error, info};
+
+use crate::admin::options::Options;
+use crate::brick::{Brick, BrickIdentity, HealSource, Reserve};
+use crate::link::Links;
+use crate::registry::Registry;
+use crate::replica::core::{RegistryView, Timing, Votes};
+use crate::replica::{Replica, Setting};
+
+/// A brick that could not be started is tried again after this.
+const RETRY: Duration = Duration::from_secs(5);
 
 /// What the control plane may ask of this host's bricks. Calls may block on the disk: call them
 /// from a thread that may.
@@ -13,4 +36,357 @@ pub trait LocalBricks: Send + Sync {
     fn prepare(&self, request: &PrepareBrickRequest) -> PrepareBrickReply;
     /// Starts a heal, or reports on it, for this host's bricks of a volume.
     fn heal(&self, request: &VolumeHealRequest) -> VolumeHealReply;
+}
+
+/// All bricks of this host.
+pub struct BrickHost {
+    me: PeerId,
+    registry: Registry,
+    control: tokio::runtime::Handle,
+    links: OnceLock<Arc<Links>>,
+    running: Mutex<HashMap<BrickId, Arc<Replica>>>,
+    problems: Mutex<HashMap<BrickId, Problem>>,
+    /// Which process each peer last showed, so that its goodbye can be told from an older one's.
+    processes: Mutex<HashMap<PeerId, Incarnation>>,
+    stop: crate::link::Stop,
+    /// Wakes the thread that follows the registry, to end.
+    wake: tokio::sync::Notify,
+    follower: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+struct Problem {
+    words: String,
+    since: Instant,
+}
+
+impl BrickHost {
+    /// Starts following the registry; bricks that should run are started from a thread of its own.
+    pub fn start(
+        registry: Registry,
+        control: tokio::runtime::Handle,
+        process: Incarnation,
+    ) -> Arc<Self> {
+        let me = PeerId(registry.local().id);
+        let host = Arc::new(BrickHost {
+            me,
+            registry,
+            control,
+            links: OnceLock::new(),
+            running: Mutex::default(),
+            problems: Mutex::default(),
+            processes: Mutex::default(),
+            stop: crate::link::Stop::default(),
+            wake: tokio::sync::Notify::new(),
+            follower: Mutex::default(),
+        });
+        let links = Links::new(me, process, events::LinkEvents::new(&host));
+        let _ = host.links.set(links);
+        let follower = Arc::clone(&host);
+        let spawned = std::thread::Builder::new()
+            .name("host".to_owned())
+            .spawn(move || follower.follow_registry());
+        match spawned {
+            Ok(thread) => *lock(&host.follower) = Some(thread),
+            Err(error) => error!(%error, "no thread to follow the registry"),
+        }
+        host
+    }
+
+    /// This peer.
+    pub fn me(&self) -> PeerId {
+        self.me
+    }
+
+    /// The links to other peers.
+    ///
+    /// # Panics
+    /// Never: they are made before the host is handed out.
+    pub fn links(&self) -> &Arc<Links> {
+        self.links
+            .get_or_init(|| unreachable!("links are set in start"))
+    }
+
+    /// The running replica a connection is meant for, or the sentence that refuses it.
+    pub fn replica(&self, hello: &Hello) -> Result<Arc<Replica>, String> {
+        let brick = BrickId(hello.to_brick);
+        let replica = self
+            .lock_running()
+            .get(&brick)
+            .cloned()
+            .ok_or_else(|| format!("brick {brick} does not run on this host"))?;
+        if replica.setting().volume.0 != hello.volume[..] {
+            return Err(format!("brick {brick} belongs to another volume"));
+        }
+        Ok(replica)
+    }
+
+    /// Why a peer's link is refused; `None` = it is welcome.
+    pub fn refusal_of_peer(&self, hello: &Hello) -> Option<String> {
+        let known = self.registry.view().peers.contains_key(&hello.from_peer);
+        (!known).then(|| "this pool knows no such peer".to_owned())
+    }
+
+    /// Runs `work` inside a tokio context, for what must be registered with one.
+    pub fn on_control<T>(&self, work: impl FnOnce() -> T) -> T {
+        let _entered = self.control.enter();
+        work()
+    }
+
+    /// Halts every brick: nothing is answered any more.
+    pub fn halt(&self) -> Vec<Arc<Replica>> {
+        self.stop.stop();
+        self.wake.notify_one();
+        if let Some(thread) = lock(&self.follower).take()
+            && thread.join().is_err()
+        {
+            error!("the thread that follows the registry panicked");
+        }
+        let running: Vec<Arc<Replica>> = self.lock_running().drain().map(|(_, r)| r).collect();
+        for replica in &running {
+            replica.halt();
+        }
+        running
+    }
+
+    /// Says goodbye, so that other copies take over at once, and brings the bricks to an end. The
+    /// registry of this process must have stopped: its vote is counted as gone.
+    pub fn leave(&self, halted: Vec<Arc<Replica>>) {
+        self.links().goodbye(Goodbye {
+            brick: 0,
+            incarnation: self.links().process().0,
+        });
+        for replica in halted {
+            replica.finish_stop();
+        }
+        self.links().stop();
+    }
+
+    fn follow_registry(self: &Arc<Self>) {
+        let mut views = self.registry.subscribe();
+        while !self.stop.is_stopped() {
+            let view = Arc::clone(&views.borrow_and_update());
+            self.adopt(&view);
+            let waited = self.control.block_on(async {
+                tokio::select! {
+                    () = self.wake.notified() => Ok(Ok(())),
+                    waited = tokio::time::timeout(RETRY, views.changed()) => waited,
+                }
+            });
+            if matches!(waited, Ok(Err(_))) {
+                return;
+            }
+        }
+    }
+
+    /// Makes the running bricks be what the registry wants.
+    fn adopt(self: &Arc<Self>, view: &View) {
+        self.links().set_peers(view.peers.values().cloned());
+        let mut wanted = Vec::new();
+        for volume in view.volumes.values() {
+            for brick in &volume.bricks {
+                let runs = volume.status() == VolumeStatus::VolumeStarted
+                    && brick.status() == BrickStatus::BrickUp;
+                if brick.peer == self.me.0 && runs {
+                    wanted.push((volume, brick));
+                }
+            }
+        }
+        let stopped: Vec<Arc<Replica>> = {
+            let mut running = self.lock_running();
+            let gone: Vec<BrickId> = running
+                .keys()
+                .filter(|id| !wanted.iter().any(|(_, brick)| brick.id == id.0))
+                .copied()
+                .collect();
+            gone.iter().filter_map(|id| running.remove(id)).collect()
+        };
+        for replica in stopped {
+            self.stop_brick(&replica);
+        }
+        for (volume, brick) in wanted {
+            let running = self.lock_running().get(&BrickId(brick.id)).cloned();
+            match running {
+                Some(replica) => {
+                    if let Some(set) = view_of_set(view, volume, replica.setting().set, false) {
+                        replica.view(set);
+                    }
+                }
+                None => self.start_brick(view, volume, brick),
+            }
+        }
+    }
+
+    fn stop_brick(&self, replica: &Arc<Replica>) {
+        let setting = replica.setting();
+        info!(volume = setting.volume_name, brick = %setting.me, "the brick stops");
+        replica.halt();
+        self.links().goodbye(Goodbye {
+            brick: setting.me.0,
+            incarnation: setting.incarnation.0,
+        });
+        replica.finish_stop();
+    }
+
+    fn start_brick(self: &Arc<Self>, view: &View, volume: &Volume, brick: &reg::Brick) {
+        let id = BrickId(brick.id);
+        if self
+            .lock_problems()
+            .get(&id)
+            .is_some_and(|problem| problem.since.elapsed() < RETRY)
+        {
+            return;
+        }
+        let Some(set) = volume
+            .sets
+            .iter()
+            .find(|set| set.bricks.contains(&brick.id))
+        else {
+            return;
+        };
+        let options = Options::of(volume);
+        let identity = identity(volume, brick, set.index);
+        let opened = Brick::open(
+            std::path::Path::new(&brick.path),
+            &identity,
+            Reserve {
+                percent: options.reserve_percent.min(100) as u8,
+                ..Reserve::default()
+            },
+        );
+        let store: Arc<dyn HealSource> = match opened {
+            Ok(opened) => Arc::new(opened),
+            Err(failure) => {
+                let words = failure.to_string();
+                let old = self.lock_problems().insert(
+                    id,
+                    Problem {
+                        words: words.clone(),
+                        since: Instant::now(),
+                    },
+                );
+                if old.is_none_or(|old| old.words != words) {
+                    error!(
+                        volume = volume.name,
+                        path = brick.path,
+                        words,
+                        "a brick does not start"
+                    );
+                }
+                return;
+            }
+        };
+        self.lock_problems().remove(&id);
+        info!(volume = volume.name, path = brick.path, "the brick starts");
+        let setting = Setting {
+            me: id,
+            incarnation: Incarnation::random(),
+            volume: identity.volume,
+            volume_name: volume.name.clone(),
+            set: set.index,
+            folder: std::path::PathBuf::from(&brick.path),
+            limits: volume.limits.unwrap_or_default(),
+            timing: Timing {
+                ping_timeout_ms: options.ping_timeout_ms,
+                stall_timeout_ms: options.stall_timeout_ms,
+                ..Timing::default()
+            },
+        };
+        let ports = ports::SetPorts::new(self, &volume.name, set.index);
+        let replica = Replica::start(
+            setting,
+            store,
+            ports,
+            view_of_set(view, volume, set.index, false),
+        );
+        self.lock_running().insert(id, replica);
+    }
+
+    fn lock_running(&self) -> MutexGuard<'_, HashMap<BrickId, Arc<Replica>>> {
+        lock(&self.running)
+    }
+
+    fn lock_problems(&self) -> MutexGuard<'_, HashMap<BrickId, Problem>> {
+        lock(&self.problems)
+    }
+}
+
+impl LocalBricks for BrickHost {
+    fn states(&self, volume: &str) -> Vec<BrickState> {
+        report::states(self, volume)
+    }
+
+    fn prepare(&self, request: &PrepareBrickRequest) -> PrepareBrickReply {
+        let path = std::path::Path::new(&request.path);
+        let Some(volume) = VolumeId::from_slice(&request.volume_id) else {
+            let refusal = "the request names no volume id".to_owned();
+            return PrepareBrickReply {
+                refusal,
+                limits: None,
+            };
+        };
+        let identity = BrickIdentity {
+            volume,
+            volume_name: request.volume.clone(),
+            brick: BrickId(request.brick),
+            set: 0,
+        };
+        let done = match request.step() {
+            PrepareStep::PrepareCheck => Brick::check(path, request.force).map(Some),
+            PrepareStep::PrepareMake => Brick::make(path, &identity, request.force).map(|()| None),
+            PrepareStep::PrepareUndo => Brick::unmake(path, &identity).map(|()| None),
+        };
+        match done {
+            Ok(limits) => PrepareBrickReply {
+                refusal: String::new(),
+                limits,
+            },
+            Err(refusal) => PrepareBrickReply {
+                refusal: refusal.to_string(),
+                limits: None,
+            },
+        }
+    }
+
+    fn heal(&self, request: &VolumeHealRequest) -> VolumeHealReply {
+        report::heal(self, request)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn identity(volume: &Volume, brick: &reg::Brick, set: u32) -> BrickIdentity {
+    BrickIdentity {
+        volume: VolumeId::from_slice(&volume.id).unwrap_or(VolumeId([0; 16])),
+        volume_name: volume.name.clone(),
+        brick: BrickId(brick.id),
+        set,
+    }
+}
+
+/// What a view says of one replica set.
+fn view_of_set(view: &View, volume: &Volume, set: u32, linearizable: bool) -> Option<RegistryView> {
+    let set = volume
+        .sets
+        .iter()
+        .find(|candidate| candidate.index == set)?;
+    Some(RegistryView {
+        epoch: set.epoch.clone().unwrap_or_default(),
+        history: set
+            .history
+            .iter()
+            .map(|epoch| EpochRef {
+                number: epoch.number,
+                id: epoch.id,
+            })
+            .collect(),
+        bricks: set.bricks.iter().copied().map(BrickId).collect(),
+        votes: if view.peers.len() == 2 {
+            Votes::Two
+        } else {
+            Votes::Quorum
+        },
+        linearizable,
+    })
 }

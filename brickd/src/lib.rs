@@ -7,6 +7,7 @@
 pub mod admin;
 pub mod brick;
 pub mod cli;
+pub mod daemon;
 pub mod heal;
 pub mod host;
 pub mod link;

@@ -1,3 +1,515 @@
 //! Replication of one set: order, apply, sessions, leases, failover.
+//!
+//! [`core`] decides and knows neither clock, disk nor network; this module's threads tell it what
+//! happened and do what it says. [`plan`] turns a client's operation into an ordered change;
+//! [`memory`] is what every copy remembers of sessions, opens, locks and results.
+//!
+//! Lock order: order lock ([`streams`]), core, memory, absent copies; the key gate's lock is taken
+//! alone.
 
+pub mod absent;
 pub mod core;
+pub mod follow;
+pub mod gate;
+pub mod healing;
+pub mod keys;
+pub mod lanes;
+pub mod memory;
+pub mod order;
+pub mod partners;
+pub mod pending;
+pub mod plan;
+pub mod recover;
+pub mod serve;
+pub mod sessions;
+pub mod streams;
+pub mod timers;
+
+use std::net::TcpStream;
+use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use mortar_common::{BrickId, Incarnation, VolumeId};
+use mortar_proto::data::{
+    self, Beacon, BeaconAnswer, CopyState, EpochRef, Hello, StateQuery, link_message,
+};
+use mortar_proto::frame::FrameError;
+use mortar_proto::registry::{Epoch, Limits};
+use tracing::{info, warn};
+
+use self::absent::Absent;
+use self::core::{Command, Core, Gone, Proposed, RegistryView, Role, Timing};
+use self::gate::Gate;
+use self::lanes::Lanes;
+use self::memory::Memory;
+use self::pending::{Pending, Stage};
+use self::recover::Tail;
+use self::serve::Turns;
+use self::streams::Streams;
+use crate::brick::HealSource;
+use crate::link::Stop;
+
+/// What a replica needs of the process around it. Calls of the first three block.
+pub trait Ports: Send + Sync {
+    /// Compare-and-set of the set's epoch in the registry.
+    fn propose(&self, expect: EpochRef, next: &Epoch, lone: &[Epoch]) -> Proposed;
+    /// A linearizable read of the set; `None` without quorum.
+    fn read_registry(&self) -> Option<RegistryView>;
+    /// Opens a data connection to another copy's peer.
+    ///
+    /// # Errors
+    /// As [`crate::link::open`].
+    fn connect(&self, to: BrickId, hello: Hello) -> Result<(TcpStream, Hello), FrameError>;
+    /// Sends a link message to another copy's peer, without waiting.
+    fn send(&self, to: BrickId, message: link_message::What);
+    /// The newest epoch known to list this copy as in sync.
+    fn last_in_sync(&self, brick: BrickId) -> Option<EpochRef>;
+    /// Every brick of the set.
+    fn bricks(&self) -> Vec<BrickId>;
+    /// `HOST:/path` of a copy, for people to read.
+    fn name_of(&self, brick: BrickId) -> String;
+}
+
+/// What is fixed for the life of a replica.
+pub struct Setting {
+    /// This copy.
+    pub me: BrickId,
+    /// This life of it.
+    pub incarnation: Incarnation,
+    /// The volume.
+    pub volume: VolumeId,
+    /// Its name.
+    pub volume_name: String,
+    /// Which of its replica sets.
+    pub set: u32,
+    /// The brick's folder.
+    pub folder: std::path::PathBuf,
+    /// The volume's limits.
+    pub limits: Limits,
+    /// The volume's times.
+    pub timing: Timing,
+}
+
+/// One copy of a replica set, running.
+pub struct Replica {
+    setting: Setting,
+    store: Arc<dyn HealSource>,
+    ports: Arc<dyn Ports>,
+    core: Mutex<Core>,
+    /// Signalled after every event that may let a waiting request go on.
+    moved: Condvar,
+    memory: Mutex<Memory>,
+    primary_since_ms: AtomicU64,
+    gate: Gate,
+    pending: Pending,
+    streams: Streams,
+    absent: Absent,
+    turns: Turns,
+    lanes: Lanes,
+    tail: Tail,
+    follower: follow::Follower,
+    healing: healing::Healing,
+    /// Last time given to a change, ns since 1970.
+    last_time_ns: Mutex<i128>,
+    /// Newest epoch handed to the disk; stores are made one at a time and never go back.
+    stored_epoch: Mutex<u64>,
+    free_bytes: sessions::FreeBytes,
+    bytes_read: AtomicU64,
+    bytes_written: AtomicU64,
+    stop: Arc<Stop>,
+}
+
+/// ms of CLOCK_BOOTTIME: goes on while the machine sleeps, never steps.
+pub fn now_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    now.tv_sec as u64 * 1_000 + now.tv_nsec as u64 / 1_000_000
+}
+
+impl Replica {
+    /// Starts a copy on an opened brick: it finds out by itself what it is and may do.
+    pub fn start(
+        setting: Setting,
+        store: Arc<dyn HealSource>,
+        ports: Arc<dyn Ports>,
+        view: Option<RegistryView>,
+    ) -> Arc<Self> {
+        let stored = store.stored_state();
+        let seed = mortar_common::ids::random_id();
+        let (core, mut commands) = Core::start(
+            setting.me,
+            setting.incarnation,
+            &stored,
+            setting.timing,
+            seed,
+            now_ms(),
+        );
+        let replica = Arc::new(Replica {
+            core: Mutex::new(core),
+            moved: Condvar::new(),
+            memory: Mutex::default(),
+            primary_since_ms: AtomicU64::new(0),
+            gate: Gate::default(),
+            pending: Pending::default(),
+            streams: Streams::default(),
+            absent: Absent::new(Arc::clone(&store), setting.me, &setting.folder),
+            turns: Turns::default(),
+            lanes: Lanes::start(&setting.volume_name),
+            tail: Tail::default(),
+            follower: follow::Follower::default(),
+            healing: healing::Healing::default(),
+            last_time_ns: Mutex::new(0),
+            stored_epoch: Mutex::new(stored.epoch.as_ref().map_or(0, |epoch| epoch.number)),
+            free_bytes: sessions::FreeBytes::default(),
+            bytes_read: AtomicU64::new(0),
+            bytes_written: AtomicU64::new(0),
+            stop: Arc::new(Stop::default()),
+            setting,
+            store,
+            ports,
+        });
+        if let Some(view) = view {
+            commands.extend(replica.lock_core().view(view, now_ms()));
+        }
+        replica.run(commands);
+        timers::start(&replica);
+        replica
+    }
+
+    /// What is fixed.
+    pub fn setting(&self) -> &Setting {
+        &self.setting
+    }
+
+    /// Its present role and epoch.
+    pub fn role(&self) -> (Role, Epoch) {
+        let core = self.lock_core();
+        (core.role().clone(), core.epoch().clone())
+    }
+
+    /// The brick below.
+    pub fn store(&self) -> &Arc<dyn HealSource> {
+        &self.store
+    }
+
+    /// The registry's applied state changed.
+    pub fn view(self: &Arc<Self>, view: RegistryView) {
+        self.event(|core, now| core.view(view, now));
+    }
+
+    /// Another copy's peer cannot be reached; no proof of anything.
+    pub fn unreachable(self: &Arc<Self>, brick: BrickId) {
+        self.event(|core, now| core.unreachable(brick, now));
+    }
+
+    /// Another copy is gone for certain.
+    pub fn gone(self: &Arc<Self>, brick: BrickId, incarnation: Option<Incarnation>, gone: Gone) {
+        self.event(|core, now| core.gone(brick, incarnation, gone, now));
+    }
+
+    /// The operator says that this copy is the one to trust (`volume start V force BRICK`).
+    pub fn trust(self: &Arc<Self>) {
+        self.event(|core, now| core.operator_trusts_me(now));
+    }
+
+    /// From here on this copy answers nothing and proposes nothing: its place is taken by whoever
+    /// hears its goodbye, which is said only now. It does not hand its place over itself, because
+    /// with two voters the other goes alone at the goodbye, and two epochs of one number would be
+    /// a split.
+    pub fn halt(self: &Arc<Self>) {
+        self.stop.stop();
+        self.event(|core, now| core.stop(now));
+        self.streams.close_all();
+        self.follower.shut();
+    }
+
+    /// The rest of an orderly stop, after [`Replica::halt`]: everything on disk.
+    pub fn finish_stop(&self) {
+        self.lanes.stop();
+        if let Err(error) = self.store.sync_all() {
+            warn!(%error, "the brick could not be synced at its stop");
+        }
+    }
+
+    /// Whether [`Replica::halt`] was called.
+    pub fn is_stopped(&self) -> bool {
+        self.stop.is_stopped()
+    }
+
+    /// A link message that names this copy.
+    pub fn message(self: &Arc<Self>, message: link_message::What) {
+        match message {
+            link_message::What::Beacon(beacon) => {
+                let (from, epoch) = (BrickId(beacon.from_brick), beacon.epoch.unwrap_or_default());
+                self.event(|core, now| core.beacon(from, epoch, beacon.sent, now));
+            }
+            link_message::What::BeaconAnswer(answer) => {
+                let (from, epoch) = (BrickId(answer.from_brick), answer.epoch.unwrap_or_default());
+                self.free_bytes.learned(from, answer.free_bytes);
+                self.event(|core, now| core.beacon_answer(from, epoch, answer.sent, now));
+            }
+            link_message::What::Query(query) => {
+                let state = link_message::What::State(self.copy_state(query.id));
+                self.ports.send(BrickId(query.from_brick), state);
+            }
+            link_message::What::State(state) => {
+                self.event(|core, now| core.copy_state(state, now));
+            }
+            link_message::What::Goodbye(_) => {} // The host turns it into `gone`.
+        }
+    }
+
+    /// Tells the core that something happened and does what it says.
+    fn event(self: &Arc<Self>, happened: impl FnOnce(&mut Core, u64) -> Vec<Command>) {
+        let commands = happened(&mut self.lock_core(), now_ms());
+        self.run(commands);
+    }
+
+    /// Carries out commands in their order, then wakes whoever waits for the core to move.
+    fn run(self: &Arc<Self>, commands: Vec<Command>) {
+        if commands.is_empty() {
+            return;
+        }
+        for command in commands {
+            self.carry_out(command);
+        }
+        self.moved.notify_all();
+    }
+
+    fn carry_out(self: &Arc<Self>, command: Command) {
+        match command {
+            Command::Apply(number) => self.pending.advance(number, Stage::MayApply),
+            Command::Answer(number) => {
+                self.pending.advance(number, Stage::MayAnswer);
+            }
+            Command::Abandon(numbers) => {
+                for number in numbers {
+                    self.pending.advance(number, Stage::Abandoned);
+                }
+            }
+            Command::OpenStream {
+                to,
+                incarnation,
+                joined,
+            } => {
+                self.open_stream(to, incarnation, joined);
+            }
+            Command::CloseStream(to) => self.close_stream(to),
+            Command::Beacon { to, sent } => self.ports.send(to, self.beacon(to, sent)),
+            Command::AnswerBeacon { to, sent } => self.ports.send(to, self.beacon_answer(to, sent)),
+            Command::Query(to) => self.ports.send(to, self.query(to)),
+            Command::ReadRegistry => self.in_background("registry-read", |replica| {
+                if let Some(view) = replica.ports.read_registry() {
+                    replica.view(view);
+                }
+            }),
+            Command::Propose { .. } if self.stop.is_stopped() => {}
+            Command::Propose { expect, next, lone } => {
+                self.in_background("propose", move |replica| {
+                    let outcome = replica.ports.propose(expect, &next, &lone);
+                    replica.event(|core, now| core.proposed(expect, outcome, now));
+                });
+            }
+            Command::Store {
+                epoch,
+                history,
+                alone,
+            } => self.store_epoch(epoch, history, alone),
+            Command::Mark {
+                brick,
+                epoch,
+                unanswered,
+            } => self.mark(brick, epoch, &unanswered),
+            Command::StartHeal(brick) => self.start_heal(brick),
+            Command::StopHeal(brick) => self.stop_heal(brick),
+            Command::SendTable(brick) => self.send_table(brick),
+            Command::Recover => self.in_background("recover", |replica| replica.recover()),
+            Command::RoleChanged(role) => self.role_changed(&role),
+        }
+    }
+
+    fn role_changed(self: &Arc<Self>, role: &Role) {
+        let epoch = self.lock_core().epoch().clone();
+        let (volume, number) = (&self.setting.volume_name, epoch.number);
+        let brick = self.ports.name_of(self.setting.me);
+        let in_sync: Vec<String> = epoch
+            .in_sync
+            .iter()
+            .map(|copy| self.ports.name_of(BrickId(copy.brick)))
+            .collect();
+        let in_sync = in_sync.join(", ");
+        match role {
+            Role::Stopped(_) if self.stop.is_stopped() => info!(volume, brick, "halted"),
+            Role::Split | Role::Stopped(_) => {
+                warn!(volume, brick, epoch = number, ?role, "this copy is closed");
+            }
+            _ => info!(volume, brick, epoch = number, in_sync, ?role, "role"),
+        }
+        self.look_after_partners(&epoch);
+        if *role == Role::Primary {
+            self.begin_as_primary();
+        }
+    }
+
+    /// Stores an epoch durably; one that is older than what is stored is let be.
+    fn store_epoch(self: &Arc<Self>, epoch: Epoch, history: Vec<EpochRef>, alone: bool) {
+        let reference = EpochRef {
+            number: epoch.number,
+            id: epoch.id,
+        };
+        let stored = {
+            let mut newest = self
+                .stored_epoch
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if epoch.number < *newest {
+                return;
+            }
+            *newest = epoch.number;
+            let mut state = self.store.stored_state();
+            state.history = history;
+            state.alone = alone.then_some(reference);
+            state.epoch = Some(epoch);
+            state.last_number = state.last_number.max(self.lock_core().last_number());
+            self.store.store_state(&state)
+        };
+        match stored {
+            Ok(()) => self.event(|core, now| core.stored(reference, now)),
+            Err(error) => self.disk_failed(&error.to_string()),
+        }
+    }
+
+    /// Stores that everything up to a number is durable here.
+    fn store_synced(&self, up_to: u64) -> Result<(), crate::brick::BrickError> {
+        let _one_at_a_time = self
+            .stored_epoch
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.store.stored_state();
+        state.synced = state.synced.max(up_to);
+        state.last_number = state.last_number.max(self.lock_core().last_number());
+        self.store.store_state(&state)
+    }
+
+    fn disk_failed(self: &Arc<Self>, reason: &str) {
+        tracing::error!(
+            brick = self.ports.name_of(self.setting.me),
+            reason,
+            "the brick failed"
+        );
+        let reason = reason.to_owned();
+        self.event(|core, now| core.disk_failed(reason, now));
+    }
+
+    fn in_background(
+        self: &Arc<Self>,
+        name: &str,
+        work: impl FnOnce(&Arc<Replica>) + Send + 'static,
+    ) {
+        let replica = Arc::clone(self);
+        let spawned = std::thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || work(&replica))
+            .map(drop);
+        if let Err(error) = spawned {
+            tracing::error!(%error, name, "no thread could be started");
+        }
+    }
+
+    fn beacon(&self, to: BrickId, sent: u64) -> link_message::What {
+        link_message::What::Beacon(Beacon {
+            volume: self.volume_bytes(),
+            set: self.setting.set,
+            epoch: Some(self.lock_core().epoch_ref()),
+            sent,
+            from_brick: self.setting.me.0,
+            to_brick: to.0,
+        })
+    }
+
+    fn beacon_answer(&self, to: BrickId, sent: u64) -> link_message::What {
+        link_message::What::BeaconAnswer(BeaconAnswer {
+            volume: self.volume_bytes(),
+            set: self.setting.set,
+            epoch: Some(self.lock_core().epoch_ref()),
+            sent,
+            from_brick: self.setting.me.0,
+            to_brick: to.0,
+            free_bytes: self.free_bytes.own(&*self.store),
+        })
+    }
+
+    fn query(&self, to: BrickId) -> link_message::What {
+        link_message::What::Query(StateQuery {
+            id: now_ms(),
+            volume: self.volume_bytes(),
+            set: self.setting.set,
+            from_brick: self.setting.me.0,
+            to_brick: to.0,
+        })
+    }
+
+    fn copy_state(&self, id: u64) -> CopyState {
+        let core = self.lock_core();
+        CopyState {
+            id,
+            volume: self.volume_bytes(),
+            set: self.setting.set,
+            brick: self.setting.me.0,
+            incarnation: self.setting.incarnation.0,
+            epoch: Some(core.epoch_ref()),
+            history: core.history().to_vec(),
+            alone: self.store.stored_state().alone.is_some(),
+            serving: matches!(core.role(), Role::Primary | Role::Backup | Role::Recovering),
+            last_number: core.last_number(),
+            synced: self.store.stored_state().synced,
+            client_heard_ms_ago: 0,
+        }
+    }
+
+    fn volume_bytes(&self) -> bytes::Bytes {
+        bytes::Bytes::copy_from_slice(&self.setting.volume.0)
+    }
+
+    fn lock_core(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn lock_memory(&self) -> MutexGuard<'_, Memory> {
+        self.memory.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Sleeps until the core moved, or for a while; says whether it is worth trying again.
+    fn wait_for_move(&self, time: Duration) {
+        let core = self.lock_core();
+        drop(
+            self.moved
+                .wait_timeout(core, time)
+                .unwrap_or_else(PoisonError::into_inner),
+        );
+    }
+
+    fn next_time(&self) -> data::Time {
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
+        let now_ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+        let mut last = self
+            .last_time_ns
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *last = now_ns.max(*last + 1);
+        data::Time {
+            secs: last.div_euclid(1_000_000_000) as i64,
+            nanos: last.rem_euclid(1_000_000_000) as u32,
+        }
+    }
+
+    /// A copy saw a change of this time: the next one here is later.
+    fn saw_time(&self, time: data::Time) {
+        let seen_ns = i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
+        let mut last = self
+            .last_time_ns
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        *last = seen_ns.max(*last);
+    }
+}

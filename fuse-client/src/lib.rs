@@ -1,1 +1,14 @@
-//! Mortar's FUSE client.
+//! Mortar's FUSE client, `mount.mortar`.
+//!
+//! The way of a request: [`kernel`] (the only module that names fuser) turns it into a call of
+//! [`fs`], which asks the primary through [`session`] over a [`connection`] and keeps in [`cache`]
+//! what the answer said. [`view`] follows the registry; [`mount`] starts and ends it all.
+
+pub mod cache;
+pub mod connection;
+pub mod fs;
+pub mod kernel;
+pub mod mount;
+pub mod options;
+pub mod session;
+pub mod view;

@@ -1,3 +1,11 @@
-//! Tests of the whole of Mortar.
+//! Tests of the whole of Mortar: real processes on hosts that are network namespaces, what the
+//! tests of one subject share, and the simulator of the replication logic.
 
+pub mod cluster;
+pub mod frames;
+pub mod outage;
+pub mod report;
+pub mod scale;
 pub mod simulator;
+pub mod stall;
+pub mod trees;

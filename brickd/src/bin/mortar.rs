@@ -1,2 +1,5 @@
-//! Entry point.
-fn main() {}
+//! `mortar`: administers a pool.
+
+fn main() -> std::process::ExitCode {
+    brickd::cli::main()
+}

@@ -100,6 +100,8 @@ pub struct Core {
     // Backup and syncing copy.
     last_beacon_ms: u64,
     client_heard_ms: Option<u64>,
+    /// When a client with a session last asked something of this copy as primary.
+    client_here_ms: Option<u64>,
     incoming: Option<Incoming>,
     /// Numbers received that are not known to be complete.
     received: BTreeSet<u64>,

@@ -1,2 +1,7 @@
-//! Entry point.
-fn main() {}
+//! `mount.mortar`: mounts a Mortar volume.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    fuse_client::mount::main()
+}

@@ -48,6 +48,13 @@ impl World {
                 return self.tell(client, host, seq, Told::Later, true);
             }
         }
+        let now = self.clock(host);
+        if let Some(core) = &mut self.copies[host].core {
+            core.client_here(now);
+        }
+        let Some(core) = self.copies[host].core.as_ref() else {
+            return;
+        };
         match ask {
             Ask::Read(key) => {
                 let value = self.copies[host].disk.cells[key as usize].value;

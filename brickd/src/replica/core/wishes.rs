@@ -53,20 +53,27 @@ impl Core {
     /// its own. What came meanwhile is read before anybody is thought lost.
     fn forgive_silence_after_a_pause(&mut self, now_ms: u64) {
         if now_ms >= self.ticked_ms + PAUSE_MS {
-            self.last_beacon_ms = now_ms;
-            for link in self.links.values_mut() {
-                link.heard_ms = now_ms;
-                link.down_ms = now_ms;
-            }
-            for seen in self.states.values_mut() {
-                seen.at_ms = 0;
-            }
+            self.forgive_silence(now_ms);
         }
         self.ticked_ms = now_ms;
     }
 
+    /// The silence of others begins anew: what was not heard until now proves nothing.
+    pub(super) fn forgive_silence(&mut self, now_ms: u64) {
+        self.last_beacon_ms = now_ms;
+        for link in self.links.values_mut() {
+            link.heard_ms = now_ms;
+            link.down_ms = now_ms;
+        }
+        for seen in self.states.values_mut() {
+            seen.at_ms = 0;
+        }
+    }
+
     /// Does what the state asks for.
     pub(super) fn settle(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        // Whichever event comes first after a pause: none may conclude from the silence in it.
+        self.forgive_silence_after_a_pause(now_ms);
         if self.storing.is_some() {
             return;
         }
@@ -165,10 +172,13 @@ impl Core {
     }
 
     fn lost_copies(&self, now_ms: u64) -> Vec<BrickId> {
-        let lost = self
-            .links
-            .iter()
-            .filter(|(brick, link)| self.is_lost(**brick, link, now_ms));
+        // With two voters a proposal made while this side is the one that is cut off could be
+        // committed when the link is back, after the other side went on.
+        let may_judge_silence = self.votes() != Votes::Two || self.a_client_is_here(now_ms);
+        let lost = self.links.iter().filter(|(brick, link)| {
+            self.is_lost(**brick, link, now_ms)
+                && (may_judge_silence || !self.is_only_silent(**brick, link, now_ms))
+        });
         lost.map(|(brick, _)| *brick).collect()
     }
 
@@ -219,6 +229,13 @@ impl Core {
     fn primary_is_silent(&self, now_ms: u64) -> bool {
         let silent_ms = self.timing.ping_timeout_ms + self.timing.witness_ms;
         now_ms >= self.last_beacon_ms + silent_ms && !self.clients_hear_the_primary(now_ms)
+    }
+
+    /// Going alone on mere silence serves nobody when no client is there: a primary that is cut
+    /// off from everybody waits, and is healed when it hears that the other side went on.
+    fn a_client_is_here(&self, now_ms: u64) -> bool {
+        self.client_here_ms
+            .is_some_and(|here| now_ms < here + self.timing.witness_ms)
     }
 
     fn clients_hear_the_primary(&self, now_ms: u64) -> bool {
@@ -368,7 +385,7 @@ impl Core {
                     && self.links.iter().all(|(brick, link)| {
                         let life = (*brick, link.incarnation);
                         self.died_with_its_vote(life.0, life.1)
-                            || !lately(link.heard_ms)
+                            || !lately(link.heard_ms) && self.a_client_is_here(now_ms)
                             || no_quorum && (link.failed || self.dead.contains_key(&life))
                     })
             }

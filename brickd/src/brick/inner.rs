@@ -1,0 +1,334 @@
+//! What all parts of a brick share, and how what is in memory gets to the disk.
+
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::time::{Duration, Instant};
+
+use mortar_common::{FsError, Gfid};
+use mortar_proto::data::Time;
+use rustix::fs::{AtFlags, Timespec, Timestamps};
+use rustix::io::Errno;
+
+use super::durable;
+use super::handle::Target;
+use super::hot::{Dirty, Hot, HotTable, State, Touch, lock};
+use super::layout::{self, HandleName};
+use super::readdir::Listings;
+use super::records::Records;
+use super::state::{Crash, StateFile};
+use super::store::BrickError;
+use super::xattr;
+
+/// What is changed in memory is written back when it was left alone for this long.
+const WRITE_BACK_IDLE_MS: u64 = 1_000;
+/// How often the housekeeper looks.
+const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(250);
+
+/// One open brick.
+pub(super) struct Inner {
+    pub path: PathBuf,
+    /// Also what syncfs is called on: open from the start, so that it hears of every error.
+    pub root: OwnedFd,
+    /// `.mortar` itself, locked against a second brickd.
+    pub private: OwnedFd,
+    pub handle: OwnedFd,
+    pub txn: OwnedFd,
+    pub orphan: OwnedFd,
+    pub stray: OwnedFd,
+    pub hot: HotTable,
+    pub listings: Listings,
+    pub records: Records,
+    pub state: Mutex<StateFile>,
+    pub reserve: super::Reserve,
+    /// ext4 and XFS: one fsync of an object also commits its name and handle, made before it.
+    pub ordered_journal: bool,
+    /// When crashes can have lost counters.
+    pub crashes: Vec<Crash>,
+    /// Change numbers up to this may be applied: it is durable.
+    pub number_ceiling: AtomicU64,
+    /// Highest change number applied in this life.
+    pub last_applied: AtomicU64,
+    /// How often the directories were walked to renew handles.
+    pub walks: Mutex<u64>,
+    pub failed: OnceLock<String>,
+    pub stop: AtomicBool,
+    pub wake: Condvar,
+    pub wake_lock: Mutex<Wake>,
+    pub started: Instant,
+}
+
+/// What the background threads are woken for.
+#[derive(Default)]
+pub(super) struct Wake {
+    /// Something big waits in `txn/` to be freed.
+    pub free: bool,
+}
+
+impl Inner {
+    /// Milliseconds since this brick was opened.
+    pub fn now_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
+    }
+
+    /// What the counters of an object last changed by the disk at this moment are at least,
+    /// because a crash can have lost newer ones.
+    pub fn lost_counters(&self, disk_ms: u64) -> Option<u64> {
+        let within = |crash: &&Crash| (crash.from_ms..=crash.to_ms).contains(&disk_ms);
+        self.crashes
+            .iter()
+            .filter(within)
+            .map(|crash| crash.number_floor)
+            .max()
+    }
+
+    /// EIO and its like are the disk's failure: noted, and final for every later change.
+    pub fn error(&self, error: Errno, what: impl FnOnce() -> String) -> BrickError {
+        if is_disk_failure(error) {
+            let what = what();
+            self.fail(&what, error);
+            return BrickError::Disk {
+                what,
+                source: error.into(),
+            };
+        }
+        BrickError::Refused {
+            what: what(),
+            error: FsError::from_errno(error.raw_os_error()),
+        }
+    }
+
+    /// Notes the first failure of the disk.
+    pub fn fail(&self, what: &str, error: Errno) {
+        if self.failed.set(format!("{what}: {error}")).is_ok() {
+            tracing::error!(brick = %self.path.display(), %what, %error, "the disk failed");
+        }
+    }
+
+    /// Refuses once the disk has failed.
+    pub fn check_failed(&self) -> Result<(), BrickError> {
+        match self.failed.get() {
+            None => Ok(()),
+            Some(first) => Err(BrickError::Disk {
+                what: "a change after the first failure".to_owned(),
+                source: std::io::Error::other(first.clone()),
+            }),
+        }
+    }
+
+    /// Takes a change's time and number over into an object.
+    pub fn touch(&self, hot: &Hot, what: Touch, time: Time, number: u64) {
+        self.update(hot, |state| state.touch(what, time, number));
+    }
+
+    /// Changes an object's state in memory; it is written back later.
+    pub fn update<T>(&self, hot: &Hot, change: impl FnOnce(&mut State) -> T) -> T {
+        let mut state = hot.state();
+        let out = change(&mut state);
+        state.touched_ms = self.now_ms();
+        if state.dirty != Dirty::Clean && !state.gone {
+            self.hot.list_dirty(hot.gfid, &mut state);
+        }
+        out
+    }
+
+    /// Puts an object that was just made in memory.
+    pub fn insert_new(&self, hot: Hot) -> Arc<Hot> {
+        let mut to_write = Vec::new();
+        let hot = self.hot.insert_new(hot, &mut to_write);
+        self.write_back_evicted(&to_write);
+        self.hot.close_spare_descriptors();
+        hot
+    }
+
+    /// Writes times and counters to the disk, so that a read of the disk gives what memory gives.
+    pub fn write_back(&self, hot: &Hot) -> Result<(), Errno> {
+        self.write_back_state(hot, &mut hot.state())
+    }
+
+    fn write_back_state(&self, hot: &Hot, state: &mut State) -> Result<(), Errno> {
+        if state.dirty == Dirty::Clean || state.gone {
+            return Ok(());
+        }
+        let target = self.target(hot)?;
+        if state.dirty == Dirty::Times {
+            self.set_times(&target, None, Some(state.mtime))?;
+        }
+        let encoded = state.stored(hot.gfid, disk_clock_ms()).encode();
+        self.with_of(&target, |of| xattr::set(of, layout::XATTR, encoded.bytes()))?;
+        state.dirty = Dirty::Clean;
+        Ok(())
+    }
+
+    /// Sets times on the disk; what is `None` stays.
+    pub fn set_times(
+        &self,
+        target: &Target,
+        atime: Option<Time>,
+        mtime: Option<Time>,
+    ) -> Result<(), Errno> {
+        let times = Timestamps {
+            last_access: timespec(atime),
+            last_modification: timespec(mtime),
+        };
+        match target {
+            Target::Fd(fd) => rustix::fs::futimens(fd, &times),
+            Target::Handle(name) => {
+                let flags = AtFlags::SYMLINK_NOFOLLOW;
+                rustix::fs::utimensat(&self.handle, name.c_str(), &times, flags)
+            }
+        }
+    }
+
+    /// For objects that have to leave memory. A failure is noted: the next change hears of it.
+    pub fn write_back_evicted(&self, evicted: &[Arc<Hot>]) {
+        for hot in evicted {
+            self.write_back_or_fail(hot);
+        }
+    }
+
+    fn write_back_or_fail(&self, hot: &Hot) {
+        match self.write_back(hot) {
+            // Freed between the look at memory and the write.
+            Ok(()) | Err(Errno::NOENT) => {}
+            Err(error) => self.fail("writing back times and counters", error),
+        }
+    }
+
+    /// Writes back everything that is ahead of the disk.
+    pub fn write_back_all(&self) {
+        for hot in self.hot.take_dirty() {
+            hot.state().listed = false;
+            self.write_back_or_fail(&hot);
+        }
+    }
+
+    /// Makes one object durable: data, inode, its names and handle.
+    pub fn sync_object(&self, gfid: Gfid, data_only: bool) -> Result<(), Errno> {
+        let hot = self.hot(gfid)?;
+        if !self.ordered_journal || !(hot.is_dir() || hot.is_file()) {
+            self.write_back(&hot)?;
+            return self.sync_disk();
+        }
+        let fd = self.descriptor(&hot)?;
+        {
+            let mut state = hot.state();
+            // Bytes alone: their counters are above the floor after a crash anyway.
+            if data_only && hot.is_file() && !state.unsynced {
+                drop(state);
+                return durable::sync_data(fd.as_fd()).map_err(|_| Errno::IO);
+            }
+            self.write_back_state(&hot, &mut state)?;
+            state.unsynced = false;
+        }
+        durable::sync_file(fd.as_fd()).map_err(|_| Errno::IO)
+    }
+
+    /// syncfs; its error is final whatever it is.
+    pub fn sync_disk(&self) -> Result<(), Errno> {
+        durable::sync_disk(self.root.as_fd()).map_err(|_| Errno::IO)
+    }
+
+    /// Writes back, syncs, and notes from when on a crash could lose anything.
+    pub fn sync_all(&self) -> Result<(), BrickError> {
+        self.check_failed()?;
+        let begun_ms = disk_clock_ms();
+        self.write_back_all();
+        self.sync_disk()
+            .map_err(|error| self.error(error, || "syncing the disk".to_owned()))?;
+        self.check_failed()?;
+        lock(&self.state).note_sync(begun_ms);
+        Ok(())
+    }
+
+    /// Makes sure that no change number is used that a crash could make be used again.
+    pub fn reserve_number(&self, number: u64) -> Result<(), BrickError> {
+        self.last_applied.fetch_max(number, Ordering::Relaxed);
+        if number <= self.number_ceiling.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let mut state = lock(&self.state);
+        if number <= self.number_ceiling.load(Ordering::Acquire) {
+            return Ok(());
+        }
+        let ceiling = state
+            .reserve_numbers(self.private.as_fd(), number)
+            .map_err(|error| self.error(error, || "writing .mortar/volume".to_owned()))?;
+        self.number_ceiling.store(ceiling, Ordering::Release);
+        Ok(())
+    }
+
+    /// The handle's marker in `orphan/`.
+    pub fn mark_orphan(&self, name: &HandleName) -> Result<(), Errno> {
+        let mode = rustix::fs::Mode::from_raw_mode(0o600);
+        let regular = rustix::fs::FileType::RegularFile;
+        match rustix::fs::mknodat(&self.orphan, name.gfid_c_str(), regular, mode, 0) {
+            Err(Errno::EXIST) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Takes the marker away; that there is none is no error.
+    pub fn unmark_orphan(&self, name: &HandleName) -> Result<(), Errno> {
+        match rustix::fs::unlinkat(&self.orphan, name.gfid_c_str(), AtFlags::empty()) {
+            Err(Errno::NOENT | Errno::ISDIR) => Ok(()),
+            other => other,
+        }
+    }
+
+    /// Body of the thread that writes back what was left alone.
+    pub fn keep_house(&self) {
+        while !self.stop.load(Ordering::Acquire) {
+            let guard = lock(&self.wake_lock);
+            drop(self.wake.wait_timeout(guard, HOUSEKEEPING_INTERVAL));
+            let now_ms = self.now_ms();
+            for hot in self.hot.take_dirty() {
+                let mut state = hot.state();
+                state.listed = false;
+                if state.gone || state.dirty == Dirty::Clean {
+                    continue;
+                }
+                if now_ms.saturating_sub(state.touched_ms) < WRITE_BACK_IDLE_MS {
+                    self.hot.list_dirty(hot.gfid, &mut state);
+                    continue;
+                }
+                match self.write_back_state(&hot, &mut state) {
+                    Ok(()) | Err(Errno::NOENT) => {}
+                    Err(error) => self.fail("writing back times and counters", error),
+                }
+            }
+        }
+    }
+}
+
+/// What cannot be blamed on the change: the copy is out.
+pub(super) fn is_disk_failure(error: Errno) -> bool {
+    // EUCLEAN is what ext4 and XFS call a damaged structure.
+    matches!(
+        error,
+        Errno::IO | Errno::ROFS | Errno::UCLEAN | Errno::NXIO | Errno::NODEV | Errno::SHUTDOWN
+    )
+}
+
+/// The clock disks take their times from, in ms since 1970.
+pub(super) fn disk_clock_ms() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::RealtimeCoarse);
+    super::handle::millis(Time {
+        secs: now.tv_sec,
+        nanos: now.tv_nsec as u32,
+    })
+}
+
+fn timespec(time: Option<Time>) -> Timespec {
+    match time {
+        Some(time) => Timespec {
+            tv_sec: time.secs,
+            tv_nsec: time.nanos.into(),
+        },
+        None => Timespec {
+            tv_sec: 0,
+            tv_nsec: rustix::fs::UTIME_OMIT,
+        },
+    }
+}

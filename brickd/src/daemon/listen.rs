@@ -1,0 +1,187 @@
+//! The one port: control connections go to the gRPC server, data connections are served by a
+//! thread each. The first four bytes tell them apart.
+
+use std::io;
+use std::net::{TcpListener, TcpStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use mortar_proto::data::{Hello, Role};
+use mortar_proto::frame::{self, FrameError, Kind};
+use mortar_proto::{WIRE_VERSION, frame::MAGIC};
+use tracing::{debug, info, warn};
+
+use super::{HELLO_TIMEOUT, refusal_of_version};
+use crate::host::BrickHost;
+
+/// Connections served at once; more are closed as they come.
+const CONNECTIONS_MAX: usize = 4096;
+/// gRPC connections waiting to be taken by the control plane.
+const GRPC_WAITING_MAX: usize = 64;
+/// Stack of a thread that serves a data connection.
+const STACK_BYTES: usize = 512 << 10;
+
+/// Accepts connections until told to stop; gives the gRPC ones.
+pub fn start(
+    listener: TcpListener,
+    host: Arc<BrickHost>,
+    stopping: Arc<AtomicBool>,
+) -> io::Result<tokio::sync::mpsc::Receiver<tokio::net::TcpStream>> {
+    let (grpc, connections) = tokio::sync::mpsc::channel(GRPC_WAITING_MAX);
+    let open = Arc::new(AtomicUsize::new(0));
+    std::thread::Builder::new()
+        .name("listen".to_owned())
+        .spawn(move || {
+            for connection in listener.incoming() {
+                if stopping.load(Ordering::Relaxed) {
+                    return;
+                }
+                match connection {
+                    Ok(connection) => accept(connection, &host, &grpc, &open),
+                    Err(error) => {
+                        // Out of descriptors, most likely: do not spin.
+                        warn!(%error, "a connection could not be accepted");
+                        std::thread::sleep(std::time::Duration::from_millis(100));
+                    }
+                }
+            }
+        })?;
+    Ok(connections)
+}
+
+type Grpc = tokio::sync::mpsc::Sender<tokio::net::TcpStream>;
+
+fn accept(connection: TcpStream, host: &Arc<BrickHost>, grpc: &Grpc, open: &Arc<AtomicUsize>) {
+    if open.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+        open.fetch_sub(1, Ordering::Relaxed);
+        warn!(
+            most = CONNECTIONS_MAX,
+            "too many connections: one is closed"
+        );
+        return;
+    }
+    let (host, grpc, counted) = (Arc::clone(host), grpc.clone(), Arc::clone(open));
+    let spawned = std::thread::Builder::new()
+        .name("data".to_owned())
+        .stack_size(STACK_BYTES)
+        .spawn(move || {
+            let from = connection
+                .peer_addr()
+                .map_or_else(|_| "?".to_owned(), |a| a.to_string());
+            if let Err(error) = serve(connection, &host, &grpc) {
+                match error {
+                    FrameError::Closed => debug!(from, "a connection was closed"),
+                    FrameError::Io(error) => debug!(from, %error, "a connection ended"),
+                    malformed => info!(from, %malformed, "a connection is closed"),
+                }
+            }
+            counted.fetch_sub(1, Ordering::Relaxed);
+        });
+    if let Err(error) = spawned {
+        open.fetch_sub(1, Ordering::Relaxed);
+        warn!(%error, "no thread for a connection");
+    }
+}
+
+fn serve(mut connection: TcpStream, host: &Arc<BrickHost>, grpc: &Grpc) -> Result<(), FrameError> {
+    connection.set_nodelay(true)?;
+    connection.set_read_timeout(Some(HELLO_TIMEOUT))?;
+    let mut first = [0; 4];
+    let mut seen = 0;
+    while seen < first.len() {
+        // A peek gives what is there; the rest of four bytes may still be on its way.
+        let now = connection.peek(&mut first)?;
+        if now == 0 {
+            return Err(FrameError::Closed);
+        }
+        if now == seen {
+            std::thread::sleep(std::time::Duration::from_millis(1));
+        }
+        if first[..now] != MAGIC[..now] && first[..now] != b"PRI "[..now] {
+            return Err(FrameError::Magic(first));
+        }
+        seen = now;
+    }
+    if first != MAGIC {
+        connection.set_read_timeout(None)?;
+        connection.set_nonblocking(true)?;
+        let handed = host.on_control(|| tokio::net::TcpStream::from_std(connection))?;
+        return grpc.blocking_send(handed).map_err(|_| FrameError::Closed);
+    }
+    let frame = frame::receive(&mut connection)?;
+    if frame.kind != Kind::Hello {
+        return Err(FrameError::Kind(frame.kind as u8));
+    }
+    let hello: Hello = frame.decode()?;
+    connection.set_read_timeout(None)?;
+    if let Some(refusal) = refusal_of_version(hello.wire_version) {
+        return refuse(&mut connection, host, refusal);
+    }
+    dispatch(connection, hello, host)
+}
+
+fn dispatch(
+    mut connection: TcpStream,
+    hello: Hello,
+    host: &Arc<BrickHost>,
+) -> Result<(), FrameError> {
+    match hello.role() {
+        Role::Unspecified => refuse(
+            &mut connection,
+            host,
+            "a connection needs a role".to_owned(),
+        ),
+        Role::Link | Role::Watch => {
+            if let Some(refusal) = host.refusal_of_peer(&hello) {
+                return refuse(&mut connection, host, refusal);
+            }
+            greet(&mut connection, host, String::new())?;
+            if hello.role() == Role::Link {
+                host.links().serve_link(connection)
+            } else {
+                host.links().serve_watch(connection)
+            }
+        }
+        Role::Stream => match host.replica(&hello) {
+            Ok(replica) => replica.follow(connection, &hello),
+            Err(refusal) => refuse(&mut connection, host, refusal),
+        },
+        Role::Client | Role::Peer => match host.replica(&hello) {
+            Ok(replica) => {
+                let answer = Hello {
+                    wire_version: WIRE_VERSION,
+                    from_brick: replica.setting().me.0,
+                    from_incarnation: replica.setting().incarnation.0,
+                    ..Default::default()
+                };
+                frame::send(&mut connection, Kind::Hello, &answer, &[])?;
+                replica.serve(connection, &hello)
+            }
+            Err(refusal) => refuse(&mut connection, host, refusal),
+        },
+    }
+}
+
+fn refuse(
+    connection: &mut TcpStream,
+    host: &Arc<BrickHost>,
+    refusal: String,
+) -> Result<(), FrameError> {
+    debug!(refusal, "a connection is refused");
+    greet(connection, host, refusal)
+}
+
+fn greet(
+    connection: &mut TcpStream,
+    host: &Arc<BrickHost>,
+    refusal: String,
+) -> Result<(), FrameError> {
+    let answer = Hello {
+        wire_version: WIRE_VERSION,
+        from_peer: host.me().0,
+        from_incarnation: host.links().process().0,
+        refusal,
+        ..Default::default()
+    };
+    frame::send(connection, Kind::Hello, &answer, &[])
+}

@@ -1,0 +1,147 @@
+//! What a healer asks of the copy it heals, and how that copy answers.
+
+use bytes::Bytes;
+use mortar_common::{FsError, Gfid};
+use mortar_proto::data::op::Op as Ask;
+use mortar_proto::data::result::Ok as Answer;
+use mortar_proto::data::{self, HealObjectStep, HealStat, Object, Op, Orphans, ReadDir, SumRange};
+use prost::Message;
+use xxhash_rust::xxh3::xxh3_64;
+
+use crate::brick::{BrickError, HealSource};
+
+/// Gfids in one answer to [`Orphans`].
+const ORPHANS_PER_ANSWER: usize = 4_096;
+
+/// The answer of a copy to one operation of a healer; `None` when the operation is not a healer's.
+///
+/// An object that the copy does not have is an answer, not an error. Blocks.
+pub fn answer(brick: &dyn HealSource, op: &Op) -> Option<data::Result> {
+    let answered = match op.op.as_ref()? {
+        Ask::HealStat(ask) => stat(brick, ask),
+        Ask::SumRange(ask) => sum_range(brick, ask),
+        Ask::Readdir(ask) => brick.read_dir(ask).map(|page| data::Result {
+            ok: Some(Answer::Readdir(page)),
+            ..Default::default()
+        }),
+        Ask::Orphans(ask) => orphans(brick, ask),
+        _ => return None,
+    };
+    Some(answered.unwrap_or_else(|error| data::Result {
+        errno: error.fs_error().errno(),
+        ..Default::default()
+    }))
+}
+
+/// A sum of all that healing makes equal of an object: equal sums, equal objects.
+pub fn object_sum(step: &HealObjectStep) -> u64 {
+    let mut step = step.clone();
+    step.replace = false;
+    step.xattrs.sort_by(|a, b| a.name.cmp(&b.name));
+    if let Some(object) = &mut step.object {
+        // Link counts follow from names; blocks and a directory's size are the disk's own.
+        object.nlink = 0;
+        object.blocks = 0;
+        object.presence = 0;
+        if file_type(object) == libc::S_IFDIR {
+            object.size = 0;
+        }
+    }
+    xxh3_64(&step.encode_to_vec())
+}
+
+/// The type bits of an object's mode.
+pub(super) fn file_type(object: &Object) -> u32 {
+    object.mode & libc::S_IFMT
+}
+
+/// `None` for what is not there.
+pub(super) fn found<T>(result: Result<T, BrickError>) -> Result<Option<T>, BrickError> {
+    match result {
+        Ok(value) => Ok(Some(value)),
+        Err(BrickError::Refused {
+            error: FsError::NotFound | FsError::Stale | FsError::NotDirectory,
+            ..
+        }) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Asks what a copy has of this object.
+pub(super) fn ask_stat(gfid: Gfid) -> Op {
+    Op {
+        op: Some(Ask::HealStat(HealStat { gfid: Some(gfid) })),
+    }
+}
+
+/// Asks for the sum of a range.
+pub(super) fn ask_sum(gfid: Gfid, offset: u64, len: u64) -> Op {
+    Op {
+        op: Some(Ask::SumRange(SumRange {
+            gfid: Some(gfid),
+            offset,
+            len,
+        })),
+    }
+}
+
+/// Asks for a page of a directory.
+pub(super) fn ask_read_dir(page: &ReadDir) -> Op {
+    Op {
+        op: Some(Ask::Readdir(page.clone())),
+    }
+}
+
+/// Asks for objects without a name.
+pub(super) fn ask_orphans(after: Gfid) -> Op {
+    Op {
+        op: Some(Ask::Orphans(Orphans { after: Some(after) })),
+    }
+}
+
+fn stat(brick: &dyn HealSource, ask: &HealStat) -> Result<data::Result, BrickError> {
+    let gfid = ask.gfid.unwrap_or_default();
+    let Some(step) = found(brick.heal_object(gfid))? else {
+        return Ok(data::Result::default());
+    };
+    let sum = object_sum(&step);
+    let mut objects: Vec<Object> = step.object.into_iter().collect();
+    if objects
+        .first()
+        .is_some_and(|object| file_type(object) == libc::S_IFDIR)
+    {
+        // A directory without a name has no parent that could be told.
+        if let Ok(parent) = brick.parent_of_dir(gfid) {
+            objects.push(Object {
+                gfid: Some(parent),
+                ..Default::default()
+            });
+        }
+    }
+    Ok(data::Result {
+        objects,
+        ok: Some(Answer::Sum(sum)),
+        ..Default::default()
+    })
+}
+
+fn sum_range(brick: &dyn HealSource, ask: &SumRange) -> Result<data::Result, BrickError> {
+    let sum = brick.sum(ask.gfid.unwrap_or_default(), ask.offset, ask.len)?;
+    Ok(data::Result {
+        ok: Some(Answer::Sum(sum)),
+        ..Default::default()
+    })
+}
+
+fn orphans(brick: &dyn HealSource, ask: &Orphans) -> Result<data::Result, BrickError> {
+    let after = ask.after.unwrap_or_default();
+    let mut orphans = brick.orphans()?;
+    orphans.retain(|gfid| *gfid > after);
+    orphans.sort_unstable();
+    orphans.truncate(ORPHANS_PER_ANSWER);
+    let bytes: Vec<u8> = orphans.iter().flat_map(|gfid| gfid.to_bytes()).collect();
+    Ok(data::Result {
+        ok: Some(Answer::Bytes(Bytes::from(bytes))),
+        ..Default::default()
+    })
+}

@@ -1,0 +1,7 @@
+//! Healing between two bricks in memory.
+
+mod changes;
+mod double;
+mod model;
+mod rig;
+mod scenarios;

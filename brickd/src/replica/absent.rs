@@ -1,0 +1,321 @@
+//! What the other copies of the set may lack, kept on every in-sync copy.
+//!
+//! While a partner is in sync, [`Recent`] lists what changed since its last confirmed sync. When
+//! it goes out, that list becomes its marks, and from then on every change is marked before it is
+//! acknowledged. While this primary heals it, [`PartnerMarks::judge`] decides change by change.
+
+use std::collections::HashMap;
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mortar_common::BrickId;
+use mortar_proto::data::{Change, CopySynced, EpochRef, change::Step};
+use tracing::{info, warn};
+
+use crate::brick::{BrickError, HealSource, Store};
+use crate::heal::{Marks, PartnerMarks, Recent, Trust, Verdict, Writer};
+
+/// Notes about every other copy.
+pub struct Absent {
+    me: BrickId,
+    store: Arc<dyn HealSource>,
+    writer: Writer,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Default)]
+struct Inner {
+    recent: Recent,
+    partners: HashMap<BrickId, Partner>,
+    synced_here: u64,
+}
+
+/// One other copy.
+#[derive(Default)]
+struct Partner {
+    /// It has confirmed that everything up to this number is durable there.
+    synced: u64,
+    /// Everything after this number has been noted here; `None` = nothing has.
+    noted_after: Option<u64>,
+    /// What it lacks; `None` = it is in sync, as far as this copy knows.
+    marks: Option<Arc<PartnerMarks>>,
+    /// Being healed from here: changes numbered after this one are judged as they are numbered.
+    judged_after: Option<u64>,
+}
+
+impl Absent {
+    /// Notes of the copy `me`, whose brick is in `folder`.
+    pub fn new(store: Arc<dyn HealSource>, me: BrickId, folder: &Path) -> Self {
+        let writer = Writer::here(folder).unwrap_or_else(|error| {
+            warn!(%error, "this boot cannot be told from another: marks will not be believed");
+            Writer {
+                boot: mortar_common::ids::random_id().to_string(),
+                mount: 0,
+            }
+        });
+        Absent {
+            me,
+            store,
+            writer,
+            inner: Mutex::default(),
+        }
+    }
+
+    /// Notes a change that this copy is about to apply: for partners in sync in the list of recent
+    /// changes, for absent ones as marks, durable ones when the change is itself a sync.
+    pub fn note(&self, change: &Change) -> Result<(), BrickError> {
+        if is_heal(change) {
+            return Ok(());
+        }
+        let durable = syncs(change);
+        let mut absent = Vec::new();
+        {
+            let mut inner = self.lock();
+            inner.recent.note(change);
+            for partner in inner.partners.values() {
+                let judged = partner
+                    .judged_after
+                    .is_some_and(|after| change.number > after);
+                if let Some(marks) = &partner.marks
+                    && (!judged || durable)
+                {
+                    absent.push((Arc::clone(marks), judged));
+                }
+            }
+        }
+        for (marks, judged) in absent {
+            if !judged {
+                marks.mark(change)?;
+            }
+            if durable {
+                marks.make_durable()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether a change is not to be sent to a copy that is being healed, because something it
+    /// touches is marked there; it has been marked again then. Asked under the order lock.
+    pub fn skips(&self, to: BrickId, change: &Change) -> bool {
+        let marks = self.marks(to);
+        match marks.map(|marks| marks.judge(change)) {
+            Some(Ok(Verdict::Send)) | None => false,
+            Some(Ok(Verdict::Marked)) => true,
+            Some(Err(failure)) => {
+                warn!(%failure, "a mark could not be written down");
+                true
+            }
+        }
+    }
+
+    /// A copy that is being healed did not apply this change.
+    pub fn mark_again(&self, copy: BrickId, change: &Change) {
+        if let Some(marks) = self.marks(copy)
+            && let Err(failure) = marks.mark(change)
+        {
+            warn!(%failure, "a mark could not be written down");
+        }
+    }
+
+    /// A copy (this one included) has confirmed a sync.
+    pub fn confirmed(&self, copy: BrickId, number: u64) {
+        let mut inner = self.lock();
+        if copy == self.me {
+            inner.synced_here = inner.synced_here.max(number);
+            return;
+        }
+        let partner = inner.partners.entry(copy).or_default();
+        partner.synced = partner.synced.max(number);
+        inner.recent.confirmed(copy, number);
+    }
+
+    /// What each copy has confirmed, to travel with changes.
+    pub fn news_of_syncs(&self) -> Vec<CopySynced> {
+        let inner = self.lock();
+        let others = inner
+            .partners
+            .iter()
+            .map(|(brick, partner)| (*brick, partner.synced));
+        others
+            .chain([(self.me, inner.synced_here)])
+            .filter(|(_, number)| *number > 0)
+            .map(|(brick, number)| CopySynced {
+                brick: brick.0,
+                number,
+            })
+            .collect()
+    }
+
+    /// From now on, after the change `number`, what changes is noted for this in-sync copy.
+    pub fn follow(&self, copy: BrickId, number: u64) {
+        let mut inner = self.lock();
+        let partner = inner.partners.entry(copy).or_default();
+        if partner.noted_after.is_none() {
+            partner.noted_after = Some(number);
+            let synced = partner.synced;
+            inner.recent.follow(copy, synced);
+        }
+    }
+
+    /// A copy is in sync: it lacks nothing any more.
+    pub fn is_back(&self, copy: BrickId) {
+        let marks = {
+            let mut inner = self.lock();
+            let partner = inner.partners.entry(copy).or_default();
+            partner.judged_after = None;
+            partner.marks.take()
+        };
+        if let Some(marks) = marks
+            && let Err(failure) = marks.end()
+        {
+            warn!(%failure, "marks that are done with could not be removed");
+        }
+    }
+
+    /// A copy went out of `epoch` and may lack `unanswered` on top of what it has not synced.
+    pub fn went_out<'a>(
+        &self,
+        copy: BrickId,
+        epoch: EpochRef,
+        unanswered: impl Iterator<Item = &'a Change>,
+    ) -> Result<(), BrickError> {
+        let mut inner = self.lock();
+        let noted = inner.partners.get(&copy).is_some_and(|partner| {
+            partner
+                .noted_after
+                .is_some_and(|after| partner.synced >= after)
+        });
+        let recent = inner.recent.since(copy);
+        inner.recent.forget(copy);
+        let partner = inner.partners.entry(copy).or_default();
+        partner.noted_after = None;
+        partner.judged_after = None;
+        let marks = match &partner.marks {
+            Some(marks) => {
+                marks.lost(&recent)?;
+                Arc::clone(marks)
+            }
+            None => {
+                let marks = Arc::new(PartnerMarks::begin(
+                    Arc::clone(&self.store) as Arc<dyn Store>,
+                    copy,
+                    epoch,
+                    &self.writer,
+                    recent,
+                )?);
+                if !noted {
+                    marks.mark_everything()?;
+                }
+                partner.marks = Some(Arc::clone(&marks));
+                marks
+            }
+        };
+        for change in unanswered.filter(|change| !is_heal(change)) {
+            marks.mark(change)?;
+        }
+        info!(copy = %copy, everything = !noted, "what an absent copy lacks is written down");
+        Ok(())
+    }
+
+    /// The marks of a copy that is not in sync: those in memory, those of the disk, or else
+    /// everything is marked. `last_in_sync` is the newest epoch that lists it.
+    pub fn ensure(
+        &self,
+        copy: BrickId,
+        last_in_sync: Option<EpochRef>,
+    ) -> Result<Arc<PartnerMarks>, BrickError> {
+        let mut inner = self.lock();
+        let partner = inner.partners.entry(copy).or_default();
+        if let Some(marks) = &partner.marks {
+            return Ok(Arc::clone(marks));
+        }
+        let store = Arc::clone(&self.store) as Arc<dyn Store>;
+        let loaded = PartnerMarks::load(Arc::clone(&store), copy, &self.writer, last_in_sync)?;
+        let marks = match loaded {
+            Some((marks, Trust::Fine)) => Arc::new(marks),
+            Some((marks, Trust::Doubtful(why))) => {
+                info!(%copy, why, "its marks are not believed: everything will be compared");
+                Arc::new(marks)
+            }
+            None => {
+                let epoch = last_in_sync.unwrap_or_default();
+                let marks = PartnerMarks::begin(store, copy, epoch, &self.writer, Marks::new())?;
+                marks.mark_everything()?;
+                Arc::new(marks)
+            }
+        };
+        partner.marks = Some(Arc::clone(&marks));
+        Ok(marks)
+    }
+
+    /// This primary begins to heal a copy: changes after `number` are judged for it, and noted, as
+    /// they may be lost there again. Called under the order lock.
+    pub fn heal_begins(&self, copy: BrickId, number: u64) {
+        let mut inner = self.lock();
+        let partner = inner.partners.entry(copy).or_default();
+        partner.judged_after = Some(number);
+        partner.noted_after = Some(number);
+        partner.synced = partner.synced.max(number);
+        inner.recent.forget(copy);
+        inner.recent.follow(copy, number);
+    }
+
+    /// The heal ended without the copy being in sync.
+    pub fn heal_ends(&self, copy: BrickId) {
+        let mut inner = self.lock();
+        let recent = inner.recent.since(copy);
+        inner.recent.forget(copy);
+        let Some(partner) = inner.partners.get_mut(&copy) else {
+            return;
+        };
+        partner.judged_after = None;
+        partner.noted_after = None;
+        if let Some(marks) = &partner.marks
+            && let Err(failure) = marks.lost(&recent)
+        {
+            warn!(%failure, "marks could not be written down");
+        }
+    }
+
+    /// The marks of a copy, if it has any.
+    pub fn marks(&self, copy: BrickId) -> Option<Arc<PartnerMarks>> {
+        self.lock()
+            .partners
+            .get(&copy)
+            .and_then(|partner| partner.marks.clone())
+    }
+
+    /// All marks there are.
+    pub fn all_marks(&self) -> Vec<Arc<PartnerMarks>> {
+        self.lock()
+            .partners
+            .values()
+            .filter_map(|partner| partner.marks.clone())
+            .collect()
+    }
+
+    /// Whether the list of recent changes is so long that all copies should sync.
+    pub fn wants_sync(&self) -> bool {
+        self.lock().recent.len() >= crate::heal::recent::RECENT_SYNC_WANTED
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn is_heal(change: &Change) -> bool {
+    matches!(
+        change.step,
+        Some(Step::HealObject(_) | Step::HealData(_) | Step::HealName(_) | Step::Sync(_))
+    )
+}
+
+/// Whether acknowledging the change promises that something is durable.
+fn syncs(change: &Change) -> bool {
+    match &change.step {
+        Some(Step::Fsync(_)) => true,
+        Some(Step::Write(write)) => write.sync,
+        _ => false,
+    }
+}

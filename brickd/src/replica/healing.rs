@@ -1,0 +1,375 @@
+//! Heals that this primary runs: one thread for each copy that is syncing.
+
+use std::collections::HashMap;
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
+
+use bytes::Bytes;
+use mortar_common::BrickId;
+use mortar_common::placement::name_hash;
+use mortar_proto::WIRE_VERSION;
+use mortar_proto::control::BrickHeal;
+use mortar_proto::data::change::Step;
+use mortar_proto::data::{self, Hello, Op, Reply, Request, Role as HelloRole, SyncStep};
+use mortar_proto::frame::{self, Kind};
+use tracing::{debug, info, warn};
+
+use super::core::WaitFor;
+use super::keys::{Key, Keys, Mode};
+use super::order::Origin;
+use super::streams::lock_unanswered;
+use super::{Replica, now_ms};
+use crate::brick::HealSource;
+use crate::heal::{Gone, HealControl, HealError, HealPort, Healer, PartnerMarks, Progress};
+
+/// Bytes of heal changes on their way to one copy.
+const WINDOW_BYTES: usize = 8 << 20;
+/// Changes on their way to one copy.
+const WINDOW_CHANGES: usize = 512;
+/// A question that the copy does not answer for this long ends the heal, which begins again.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
+/// A copy may take this long to make durable what it was sent.
+const SYNC_TIMEOUT_MS: u64 = 120_000;
+/// How long one look for room or a confirmed sync sleeps.
+const POLL: Duration = Duration::from_millis(20);
+
+/// The heals of one primary.
+#[derive(Default)]
+pub struct Healing {
+    runs: Mutex<HashMap<BrickId, Arc<Run>>>,
+    control: HealControl,
+    /// Signalled when an answer or a confirmed sync comes.
+    moved: Condvar,
+    synced: Mutex<HashMap<BrickId, u64>>,
+}
+
+/// One heal.
+pub struct Run {
+    stopped: AtomicBool,
+    progress: Progress,
+}
+
+impl Healing {
+    /// Ends the heal of a copy.
+    pub fn stop(&self, copy: BrickId) {
+        if let Some(run) = self.runs().remove(&copy) {
+            run.stopped.store(true, Ordering::Relaxed);
+        }
+        self.moved.notify_all();
+    }
+
+    /// A copy has answered a change.
+    pub fn answered(&self) {
+        self.moved.notify_all();
+    }
+
+    /// A copy has confirmed a sync.
+    pub fn synced(&self, copy: BrickId, number: u64) {
+        let mut synced = self.synced.lock().unwrap_or_else(PoisonError::into_inner);
+        let newest = synced.entry(copy).or_default();
+        *newest = number.max(*newest);
+        self.moved.notify_all();
+    }
+
+    /// The switch of `volume heal V enable|disable`.
+    pub fn control(&self) -> &HealControl {
+        &self.control
+    }
+
+    fn runs(&self) -> MutexGuard<'_, HashMap<BrickId, Arc<Run>>> {
+        self.runs.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Replica {
+    pub(super) fn start_heal(self: &Arc<Self>, copy: BrickId) {
+        if self.healing.runs().contains_key(&copy) {
+            return; // It goes on: it looks for marks by itself.
+        }
+        let marks = match self.absent.ensure(copy, self.ports.last_in_sync(copy)) {
+            Ok(marks) => marks,
+            Err(failure) => return self.disk_failed(&failure.to_string()),
+        };
+        {
+            let _order = self.streams.lock();
+            let number = self.lock_core().last_number();
+            self.absent.heal_begins(copy, number);
+        }
+        let run = Arc::new(Run {
+            stopped: AtomicBool::new(false),
+            progress: Progress::new(),
+        });
+        self.healing.runs().insert(copy, Arc::clone(&run));
+        self.in_background(&format!("heal-{copy}"), move |replica| {
+            replica.run_heal(copy, &run, marks);
+        });
+    }
+
+    fn run_heal(self: &Arc<Self>, copy: BrickId, run: &Arc<Run>, marks: Arc<PartnerMarks>) {
+        let name = self.ports.name_of(copy);
+        info!(
+            copy = name,
+            marks = marks.look(|marks| marks.len()),
+            "heals"
+        );
+        let port = Port {
+            replica: Arc::downgrade(self),
+            source: Arc::clone(&self.store),
+            copy,
+            marks,
+            run: Arc::clone(run),
+            asking: Mutex::new(None),
+        };
+        let ended = Healer::new(&port, self.healing.control(), &run.progress).run();
+        let (bytes, count) = (run.progress.bytes_healed(), run.progress.marks_healed());
+        match ended {
+            HealError::Stopped | HealError::Gone(_) if run.stopped.load(Ordering::Relaxed) => {
+                info!(copy = name, bytes, marks = count, "the heal ended");
+            }
+            HealError::Stopped | HealError::Gone(_) => {
+                info!(copy = name, bytes, marks = count, "the heal is interrupted");
+                self.stop_heal(copy);
+                self.event(|core, now| core.heal_failed(copy, now));
+            }
+            HealError::Source(failure) => self.disk_failed(&failure.to_string()),
+            HealError::Nonsense(words) => {
+                warn!(copy = name, words, "the heal failed");
+                self.stop_heal(copy);
+                self.event(|core, now| core.heal_failed(copy, now));
+            }
+        }
+    }
+
+    /// Ends a heal: the copy is in sync now, or away again.
+    pub(super) fn stop_heal(self: &Arc<Self>, copy: BrickId) {
+        self.healing.stop(copy);
+        if self.is_in_sync(copy) {
+            self.absent.is_back(copy);
+            // What it got by heal is durable there; make it so here, that it can be told apart
+            // from what changes from now on.
+            self.in_background("sync", |replica| replica.sync_and_confirm());
+        } else {
+            self.absent.heal_ends(copy);
+        }
+    }
+
+    /// `volume heal V` and `volume heal V full`, for copies that are not in sync. With `full`
+    /// everything is compared.
+    pub fn launch_heal(self: &Arc<Self>, full: bool) {
+        for marks in self.absent.all_marks() {
+            if full && let Err(failure) = marks.mark_everything() {
+                warn!(%failure, "a full heal could not be started");
+            }
+        }
+    }
+
+    /// `volume heal V enable|disable`.
+    pub fn enable_heal(&self, enable: bool) {
+        if enable {
+            self.healing.control().enable()
+        } else {
+            self.healing.control().disable()
+        }
+    }
+
+    /// What `volume heal V info` tells of the copies that lack something this one has.
+    pub fn heal_report(&self) -> BrickHeal {
+        let mut whole = BrickHeal::default();
+        let runs = self.healing.runs().clone();
+        for marks in self.absent.all_marks() {
+            let copy = marks.partner();
+            let run = runs.get(&copy);
+            let name = self.ports.name_of(copy);
+            let progress = run.map(|run| &run.progress);
+            let one = crate::heal::progress::report(&marks, &*self.store, progress, &name);
+            whole.entries.extend(one.entries);
+            whole.total += one.total;
+            whole.healing += one.healing;
+            whole.bytes_pending += one.bytes_pending;
+            whole.bytes_healed += one.bytes_healed;
+            whole.seconds_left = whole.seconds_left.max(one.seconds_left);
+        }
+        whole
+    }
+}
+
+/// The driver as one heal sees it.
+struct Port {
+    replica: Weak<Replica>,
+    source: Arc<dyn HealSource>,
+    copy: BrickId,
+    marks: Arc<PartnerMarks>,
+    run: Arc<Run>,
+    asking: Mutex<Option<TcpStream>>,
+}
+
+impl Port {
+    fn replica(&self) -> Result<Arc<Replica>, Gone> {
+        self.replica
+            .upgrade()
+            .filter(|replica| !replica.is_stopped())
+            .ok_or(Gone)
+    }
+
+    fn check(&self) -> Result<Arc<Replica>, Gone> {
+        if self.stopped() {
+            Err(Gone)
+        } else {
+            self.replica()
+        }
+    }
+
+    fn connect(&self, replica: &Replica) -> Result<TcpStream, Gone> {
+        let hello = Hello {
+            wire_version: WIRE_VERSION,
+            role: HelloRole::Peer.into(),
+            volume: replica.volume_bytes(),
+            to_brick: self.copy.0,
+            from_brick: replica.setting().me.0,
+            ..Default::default()
+        };
+        let (connection, answer) = replica.ports.connect(self.copy, hello).map_err(|_| Gone)?;
+        let ready = answer.refusal.is_empty()
+            && connection.set_read_timeout(Some(ANSWER_TIMEOUT)).is_ok()
+            && connection.set_write_timeout(Some(ANSWER_TIMEOUT)).is_ok();
+        if ready { Ok(connection) } else { Err(Gone) }
+    }
+
+    fn exchange(&self, connection: &mut TcpStream, ops: Vec<Op>) -> Result<Reply, Gone> {
+        let request = Request {
+            ops,
+            ..Default::default()
+        };
+        frame::send(connection, Kind::Request, &request, &[]).map_err(|_| Gone)?;
+        let answer = frame::receive(connection).map_err(|_| Gone)?;
+        answer.decode().map_err(|_| Gone)
+    }
+}
+
+impl HealPort for Port {
+    fn source(&self) -> &dyn HealSource {
+        &*self.source
+    }
+
+    fn marks(&self) -> &PartnerMarks {
+        &self.marks
+    }
+
+    fn with_keys(&self, keys: &[crate::heal::Key], work: &mut dyn FnMut()) -> Result<(), Gone> {
+        let replica = self.check()?;
+        let mut wanted = Keys::none();
+        for key in keys {
+            match key {
+                crate::heal::Key::Object(gfid) => wanted.add(Key::Object(*gfid), Mode::Remove),
+                crate::heal::Key::Name(dir, name) => {
+                    wanted.add(Key::Name(*dir, name_hash(*dir, name)), Mode::Change);
+                }
+            }
+        }
+        let pass = replica.gate.enter(wanted);
+        work();
+        drop(pass);
+        Ok(())
+    }
+
+    fn send(&self, step: Step, payload: Vec<u8>) -> Result<u64, Gone> {
+        let replica = self.check()?;
+        let (numbered, _) = replica
+            .order(
+                &mut |_| Some(step.clone()),
+                Bytes::from(payload),
+                Origin::default(),
+                WaitFor::Heal(self.copy),
+                ANSWER_TIMEOUT,
+            )
+            .map_err(|_| Gone)?;
+        Ok(numbered.change.number)
+    }
+
+    fn make_room(&self, _bytes: u64) -> Result<(), Gone> {
+        loop {
+            let replica = self.check()?;
+            let unanswered = replica
+                .streams
+                .lock()
+                .get(&self.copy)
+                .map(|stream| Arc::clone(&stream.unanswered))
+                .ok_or(Gone)?;
+            let (changes, bytes) = {
+                let unanswered = lock_unanswered(&unanswered);
+                let bytes: usize = unanswered.values().map(|n| n.payload.len()).sum();
+                (unanswered.len(), bytes)
+            };
+            if changes < WINDOW_CHANGES && bytes < WINDOW_BYTES {
+                return Ok(());
+            }
+            let synced = replica
+                .healing
+                .synced
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            drop(
+                replica
+                    .healing
+                    .moved
+                    .wait_timeout(synced, POLL)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
+        }
+    }
+
+    fn ask(&self, ops: Vec<Op>) -> Result<Vec<data::Result>, Gone> {
+        let replica = self.check()?;
+        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut connection = match asking.take() {
+            Some(connection) => connection,
+            None => self.connect(&replica)?,
+        };
+        let reply = self.exchange(&mut connection, ops)?;
+        *asking = Some(connection);
+        Ok(reply.results)
+    }
+
+    fn confirmed_sync(&self, up_to: u64) -> Result<(), Gone> {
+        let number = self.send(Step::Sync(SyncStep {}), Vec::new())?;
+        debug!(copy = %self.copy, up_to, number, "asks for a confirmed sync");
+        let give_up_ms = now_ms() + SYNC_TIMEOUT_MS;
+        loop {
+            let replica = self.check()?;
+            let synced = replica
+                .healing
+                .synced
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner);
+            if synced
+                .get(&self.copy)
+                .is_some_and(|synced| *synced >= up_to)
+            {
+                return Ok(());
+            }
+            if now_ms() > give_up_ms {
+                return Err(Gone);
+            }
+            drop(
+                replica
+                    .healing
+                    .moved
+                    .wait_timeout(synced, POLL)
+                    .unwrap_or_else(PoisonError::into_inner),
+            );
+        }
+    }
+
+    fn stopped(&self) -> bool {
+        self.run.stopped.load(Ordering::Relaxed)
+    }
+
+    fn quiet(&self) {
+        if let Ok(replica) = self.check() {
+            let copy = self.copy;
+            replica.event(|core, now| core.heal_quiet(copy, now));
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! The primary's side of one change: number it, send it, apply it, and say when it may be answered.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use bytes::Bytes;
+use mortar_proto::data::{Change, Time, change::Step};
+use tracing::error;
+
+use super::core::{Answer, NotNow, WaitFor};
+use super::gate::Pass;
+use super::pending::{Stage, Waiter};
+use super::streams::Numbered;
+use super::{Replica, now_ms};
+use crate::brick::BrickError;
+
+/// Whose request a change is: (session, slot, seq, index of the operation); all 0 = nobody's.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Origin {
+    /// Session id.
+    pub session: u64,
+    /// Slot of the session.
+    pub slot: u32,
+    /// Sequence number of the slot.
+    pub seq: u64,
+    /// Which operation of the request.
+    pub index: u32,
+}
+
+/// Why a change did not come to an answer.
+#[derive(Debug)]
+pub enum NotDone {
+    /// It was not ordered; nothing happened.
+    NotNow(NotNow),
+    /// It was ordered, and this copy may not say what became of it: the client asks the next
+    /// primary, which knows.
+    Abandoned,
+    /// This copy's disk failed at it: the copy is out and the client asks the next primary.
+    Failed,
+}
+
+impl Replica {
+    /// Orders a change and sends it; waits while the core says so, at most `patience`.
+    ///
+    /// `step_at` is asked for the step when its time is fixed; `None` is a step of nothing, which
+    /// is not ordered.
+    pub(super) fn order(
+        self: &Arc<Self>,
+        step_at: &mut dyn FnMut(Time) -> Option<Step>,
+        payload: Bytes,
+        origin: Origin,
+        wait: WaitFor,
+        patience: Duration,
+    ) -> Result<(Arc<Numbered>, Arc<Waiter>), NotDone> {
+        let give_up_ms = now_ms() + patience.as_millis() as u64;
+        loop {
+            match self.try_order(step_at, &payload, origin, wait) {
+                Ok(done) => return Ok(done),
+                Err(NotNow::Wait) if now_ms() < give_up_ms && !self.is_stopped() => {
+                    self.wait_for_move(Duration::from_millis(50));
+                }
+                Err(not_now) => return Err(NotDone::NotNow(not_now)),
+            }
+        }
+    }
+
+    fn try_order(
+        self: &Arc<Self>,
+        step_at: &mut dyn FnMut(Time) -> Option<Step>,
+        payload: &Bytes,
+        origin: Origin,
+        wait: WaitFor,
+    ) -> Result<(Arc<Numbered>, Arc<Waiter>), NotNow> {
+        let mut streams = self.streams.lock();
+        let (ordered, waiter) = {
+            let mut core = self.lock_core();
+            let ordered = core.order(wait, now_ms())?;
+            let waiter = self.pending.insert(ordered.number);
+            (ordered, waiter)
+        };
+        let time = self.next_time();
+        let step = step_at(time);
+        let memory_only = step.as_ref().is_some_and(is_memory_only);
+        let numbered = Arc::new(Numbered {
+            change: Change {
+                number: ordered.number,
+                epoch: Some(ordered.epoch),
+                time: Some(time),
+                session: origin.session,
+                slot: origin.slot,
+                seq: origin.seq,
+                index: origin.index,
+                step,
+            },
+            payload: payload.clone(),
+        });
+        let mut commands = ordered.commands;
+        let synced = self.absent.news_of_syncs();
+        for to in ordered.to {
+            let Some(stream) = streams.get_mut(&to) else {
+                continue;
+            };
+            let is_heal = wait == WaitFor::Heal(to);
+            if !stream.joined && !is_heal {
+                let skip = if memory_only {
+                    !stream.has_table
+                } else {
+                    self.absent.skips(to, &numbered.change)
+                };
+                if skip {
+                    commands.extend(self.lock_core().answered(
+                        to,
+                        ordered.number,
+                        Answer::Applied,
+                        now_ms(),
+                    ));
+                    continue;
+                }
+            }
+            stream.send(to, &numbered, ordered.complete, synced.clone());
+        }
+        if wait == WaitFor::Nothing {
+            // Applied while the order lock is held, so that a table sent to a copy that joins
+            // right after has it: nobody waits for these.
+            self.lock_memory().apply(&numbered.change);
+        }
+        if matches!(wait, WaitFor::Heal(_)) {
+            self.pending.advance(ordered.number, Stage::MayAnswer); // Nobody waits for it here.
+        } else {
+            self.tail.keep(&numbered, ordered.complete);
+        }
+        drop(streams);
+        self.run(commands);
+        Ok((numbered, waiter))
+    }
+
+    /// Waits until an ordered change may be applied, applies it, lets the next one at its keys,
+    /// and waits until it may be answered.
+    pub(super) fn finish(
+        self: &Arc<Self>,
+        numbered: &Arc<Numbered>,
+        waiter: &Waiter,
+        pass: Option<Pass<'_>>,
+    ) -> Result<(), NotDone> {
+        if waiter.wait(Stage::MayApply) == Stage::Abandoned {
+            return Err(NotDone::Abandoned);
+        }
+        if let Err(failure) = self.apply_here(numbered) {
+            self.disk_failed(&failure.to_string());
+            return Err(NotDone::Failed);
+        }
+        let number = numbered.change.number;
+        self.event(|core, now| core.applied(number, now));
+        drop(pass);
+        match waiter.wait(Stage::MayAnswer) {
+            Stage::Abandoned => Err(NotDone::Abandoned),
+            Stage::Ordered | Stage::MayApply | Stage::MayAnswer => Ok(()),
+        }
+    }
+
+    /// Applies a change on this copy, in memory and on disk, and notes it for copies that may
+    /// lack it. Both primary and backups come through here.
+    pub(super) fn apply_here(&self, numbered: &Numbered) -> Result<(), BrickError> {
+        let change = &numbered.change;
+        if let Some(time) = change.time {
+            self.saw_time(time);
+        }
+        let memory_only = change.step.as_ref().is_some_and(is_memory_only);
+        if !memory_only {
+            self.absent.note(change)?;
+            if let Err(failure) = self.store.apply(change, &numbered.payload) {
+                error!(number = change.number, %failure, "an ordered change could not be applied");
+                return Err(failure);
+            }
+            self.bytes_written
+                .fetch_add(numbered.payload.len() as u64, Ordering::Relaxed);
+        }
+        self.lock_memory().apply(change);
+        Ok(())
+    }
+
+    /// Bytes of changes applied since the start.
+    pub(super) fn written_bytes(&self) -> u64 {
+        self.bytes_written.load(Ordering::Relaxed)
+    }
+}
+
+/// Whether a step changes nothing on the disk.
+pub(super) fn is_memory_only(step: &Step) -> bool {
+    match step {
+        Step::SessionOpen(_)
+        | Step::SessionEnd(_)
+        | Step::Open(_)
+        | Step::Release(_)
+        | Step::Lock(_) => true,
+        Step::Create(_)
+        | Step::Link(_)
+        | Step::Unlink(_)
+        | Step::Rmdir(_)
+        | Step::Rename(_)
+        | Step::Setattr(_)
+        | Step::Write(_)
+        | Step::Fallocate(_)
+        | Step::CopyRange(_)
+        | Step::Setxattr(_)
+        | Step::Removexattr(_)
+        | Step::Fsync(_)
+        | Step::Free(_)
+        | Step::HealObject(_)
+        | Step::HealData(_)
+        | Step::HealName(_)
+        | Step::Sync(_) => false,
+    }
+}

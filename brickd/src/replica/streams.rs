@@ -1,0 +1,194 @@
+//! A primary's ordered streams to the other copies of its set.
+//!
+//! The table's lock is the *order lock*: a change gets its number and is written to every stream
+//! under it, so that numbers arrive in their order. Lock order: order lock, then the core's, then
+//! a stream's list of unanswered changes.
+
+use std::collections::{BTreeMap, HashMap};
+use std::net::{Shutdown, TcpStream};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use bytes::Bytes;
+use mortar_common::{BrickId, Incarnation};
+use mortar_proto::data::{Change, CopySynced, Ordered, Recorded, SessionState};
+use mortar_proto::frame::{self, Kind};
+use tracing::debug;
+
+/// An ordered change with its bytes, as it is sent, applied, kept and sent again.
+#[derive(Debug)]
+pub struct Numbered {
+    /// The change.
+    pub change: Change,
+    /// Its payload.
+    pub payload: Bytes,
+}
+
+/// Changes sent to one copy that it has not answered as applied.
+pub type Unanswered = Arc<Mutex<BTreeMap<u64, Arc<Numbered>>>>;
+
+/// All streams of one primary.
+#[derive(Default)]
+pub struct Streams {
+    table: Mutex<HashMap<BrickId, Outgoing>>,
+    /// The same sockets again, so that a stream whose writer hangs can be shut without its lock.
+    shutters: Mutex<HashMap<BrickId, TcpStream>>,
+}
+
+/// One stream.
+pub struct Outgoing {
+    /// The life of the copy at the other end.
+    pub incarnation: Incarnation,
+    /// Its answers are required.
+    pub joined: bool,
+    /// It has sessions, locks and results, so memory-only changes go to it too.
+    pub has_table: bool,
+    writer: Option<TcpStream>,
+    /// What it has not answered.
+    pub unanswered: Unanswered,
+}
+
+impl Streams {
+    /// Takes the order lock.
+    pub fn lock(&self) -> MutexGuard<'_, HashMap<BrickId, Outgoing>> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Begins a stream to a copy: changes for it are kept until it is connected. An older stream
+    /// to another life of it is closed.
+    pub fn begin(&self, to: BrickId, incarnation: Incarnation, joined: bool) {
+        let mut table = self.lock();
+        match table.get_mut(&to) {
+            Some(stream) if stream.incarnation == incarnation => stream.joined |= joined,
+            _ => {
+                let outgoing = Outgoing {
+                    incarnation,
+                    joined,
+                    has_table: joined,
+                    writer: None,
+                    unanswered: Unanswered::default(),
+                };
+                table.insert(to, outgoing);
+                drop(table);
+                self.shut(to);
+            }
+        }
+    }
+
+    /// Whether this stream is still wanted.
+    pub fn wants(&self, to: BrickId, incarnation: Incarnation) -> bool {
+        self.lock()
+            .get(&to)
+            .is_some_and(|stream| stream.incarnation == incarnation)
+    }
+
+    /// Closes a stream and forgets it.
+    pub fn close(&self, to: BrickId) {
+        self.shut(to); // First: whoever holds the order lock may hang in a write to it.
+        self.lock().remove(&to);
+    }
+
+    /// Closes all streams.
+    pub fn close_all(&self) {
+        let all: Vec<BrickId> = self.shutters().keys().copied().collect();
+        for to in all {
+            self.shut(to);
+        }
+        self.lock().clear();
+    }
+
+    /// Breaks the connection; its threads end by themselves.
+    pub fn shut(&self, to: BrickId) {
+        if let Some(socket) = self.shutters().remove(&to) {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn shutters(&self) -> MutexGuard<'_, HashMap<BrickId, TcpStream>> {
+        self.shutters.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts a fresh connection in place and sends what was not answered on the old one. Call with
+    /// the order lock held (`stream` is its entry).
+    pub fn attach(&self, to: BrickId, stream: &mut Outgoing, connection: TcpStream) {
+        if let Ok(shutter) = connection.try_clone() {
+            self.shutters().insert(to, shutter);
+        }
+        stream.writer = Some(connection);
+        let again: Vec<Arc<Numbered>> = lock_unanswered(&stream.unanswered)
+            .values()
+            .cloned()
+            .collect();
+        for numbered in again {
+            stream.write(
+                to,
+                &Ordered {
+                    change: Some(numbered.change.clone()),
+                    ..Default::default()
+                },
+                &numbered.payload,
+            );
+        }
+    }
+
+    /// Forgets a connection that broke.
+    pub fn detach(&self, to: BrickId, incarnation: Incarnation) {
+        self.shut(to);
+        if let Some(stream) = self.lock().get_mut(&to)
+            && stream.incarnation == incarnation
+        {
+            stream.writer = None;
+        }
+    }
+}
+
+impl Outgoing {
+    /// Sends one change, or keeps it for when the stream is connected again.
+    pub fn send(
+        &mut self,
+        to: BrickId,
+        numbered: &Arc<Numbered>,
+        complete: u64,
+        synced: Vec<CopySynced>,
+    ) {
+        lock_unanswered(&self.unanswered).insert(numbered.change.number, Arc::clone(numbered));
+        let ordered = Ordered {
+            change: Some(numbered.change.clone()),
+            complete,
+            synced,
+            ..Default::default()
+        };
+        self.write(to, &ordered, &numbered.payload);
+    }
+
+    /// Sends sessions, opens, locks and results.
+    pub fn send_table(&mut self, to: BrickId, table: Vec<Recorded>, sessions: Vec<SessionState>) {
+        self.has_table = true;
+        self.write(
+            to,
+            &Ordered {
+                table,
+                sessions,
+                joined: true,
+                ..Default::default()
+            },
+            &Bytes::new(),
+        );
+    }
+
+    fn write(&mut self, to: BrickId, ordered: &Ordered, payload: &Bytes) {
+        let Some(writer) = &mut self.writer else {
+            return;
+        };
+        if let Err(error) = frame::send(writer, Kind::Ordered, ordered, &[payload]) {
+            debug!(brick = %to, %error, "a stream broke while it was written");
+            // The thread that reads the answers sees the end too, and reports it.
+            let _ = writer.shutdown(Shutdown::Both);
+            self.writer = None;
+        }
+    }
+}
+
+/// Locks a list of unanswered changes.
+pub fn lock_unanswered(unanswered: &Unanswered) -> MutexGuard<'_, BTreeMap<u64, Arc<Numbered>>> {
+    unanswered.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,409 @@
+//! The inodes the kernel knows.
+//!
+//! For each: its gfid, how often it was looked up, the newest attributes given, and the data
+//! counter of the pages the kernel may have cached. The newest attributes live in a box that is
+//! dropped when they have been out of date for a while, so that an idle inode costs about 60 bytes.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mortar_common::{FsError, Gfid};
+use mortar_proto::data::Object;
+
+use super::{Attrs, NodeId};
+
+/// Parts of the table, each behind a lock of its own.
+const SHARDS: usize = 16;
+/// Inodes whose attributes are kept at a time; beyond this, those out of date are dropped.
+const ATTRS_MAX: usize = 65_536;
+/// Attributes are dropped only when they are at least this old, and this often.
+const SWEEP_AGE: Duration = Duration::from_secs(2);
+
+/// Whether what the kernel has cached of an inode's content is still right.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Pages {
+    /// It is of the same data counter.
+    Current,
+    /// It may be of another: to be dropped.
+    Stale,
+}
+
+/// The table. All times are those of the answered request's sending.
+#[derive(Debug)]
+pub struct Inodes {
+    shards: Vec<Mutex<HashMap<NodeId, Inode>>>,
+    root: Gfid,
+    attribute_timeout: Duration,
+    started: Instant,
+    count: AtomicUsize,
+    boxed: AtomicUsize,
+    swept_ms: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Inode {
+    gfid_hi: u64,
+    gfid_lo: u64,
+    lookups: u64,
+    /// The newest attributes given.
+    known: Option<Box<Known>>,
+    /// Their attr counter, kept when they are dropped.
+    attr_counter: u64,
+    /// Data counter of the cached pages or listing; 0 = not known.
+    pages: u64,
+}
+
+#[derive(Debug)]
+struct Known {
+    attrs: Attrs,
+    /// When the request that brought them was sent: they were true then or later.
+    sent_at: Instant,
+    /// When they came: a request sent later cannot rightly bring older ones.
+    came_at: Instant,
+    expired: bool,
+}
+
+impl Inodes {
+    /// A table that holds the root alone.
+    pub fn new(root: Gfid, attribute_timeout: Duration) -> Self {
+        let inodes = Inodes {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            root,
+            attribute_timeout,
+            started: Instant::now(),
+            count: AtomicUsize::new(1),
+            boxed: AtomicUsize::new(0),
+            swept_ms: AtomicU64::new(0),
+        };
+        inodes
+            .shard(NodeId::ROOT)
+            .insert(NodeId::ROOT, Inode::new(root, 1));
+        inodes
+    }
+
+    /// Inodes in the table.
+    pub fn len(&self) -> usize {
+        self.count.load(Ordering::Relaxed)
+    }
+
+    /// Never: the root stays.
+    pub fn is_empty(&self) -> bool {
+        false
+    }
+
+    /// The object of a node.
+    ///
+    /// # Errors
+    /// [`FsError::Stale`] when the table does not know it.
+    pub fn gfid(&self, node: NodeId) -> Result<Gfid, FsError> {
+        self.shard(node)
+            .get(&node)
+            .map(Inode::gfid)
+            .ok_or(FsError::Stale)
+    }
+
+    /// The node that an object has or would have.
+    pub fn node(&self, gfid: Gfid) -> NodeId {
+        if gfid == self.root {
+            NodeId::ROOT
+        } else {
+            NodeId(gfid.ino())
+        }
+    }
+
+    /// Takes in an object that is about to be given to the kernel as an entry, and counts the
+    /// lookup. Returns the attributes to give, which may be newer than the object.
+    ///
+    /// # Errors
+    /// [`FsError::Io`] when the object has no gfid, or one whose node is another object's.
+    pub fn look_up(&self, object: &Object, sent_at: Instant) -> Result<(NodeId, Attrs), FsError> {
+        let (gfid, attrs) = Attrs::of(object).ok_or(FsError::Io)?;
+        let node = self.node(gfid);
+        let attrs = {
+            let mut shard = self.shard(node);
+            let inode = shard.entry(node).or_insert_with(|| {
+                self.count.fetch_add(1, Ordering::Relaxed);
+                Inode::new(gfid, 0)
+            });
+            if inode.gfid() != gfid {
+                tracing::error!(
+                    "objects {} and {gfid} have the same inode number; the second cannot be shown",
+                    inode.gfid()
+                );
+                return Err(FsError::Io);
+            }
+            inode.lookups += 1;
+            self.admit(inode, attrs, sent_at)
+        };
+        self.sweep_if_due();
+        Ok((node, attrs))
+    }
+
+    /// Takes in an object of a reply. Returns the attributes to give for it, which may be newer.
+    pub fn learn(&self, object: &Object, sent_at: Instant) -> Option<Attrs> {
+        let (gfid, attrs) = Attrs::of(object)?;
+        let node = self.node(gfid);
+        let mut shard = self.shard(node);
+        match shard.get_mut(&node) {
+            Some(inode) if inode.gfid() == gfid => Some(self.admit(inode, attrs, sent_at)),
+            _ => Some(attrs),
+        }
+    }
+
+    /// Takes back lookups; at zero the inode is forgotten.
+    pub fn forget(&self, node: NodeId, lookups: u64) {
+        if node == NodeId::ROOT {
+            return;
+        }
+        let mut shard = self.shard(node);
+        if let Some(inode) = shard.get_mut(&node) {
+            inode.lookups = inode.lookups.saturating_sub(lookups);
+            if inode.lookups == 0 {
+                if inode.known.is_some() {
+                    self.boxed.fetch_sub(1, Ordering::Relaxed);
+                }
+                shard.remove(&node);
+                self.count.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+    }
+
+    /// Attributes that are still believed, and for how long.
+    pub fn fresh(&self, node: NodeId) -> Option<(Attrs, Duration)> {
+        let shard = self.shard(node);
+        let known = shard.get(&node)?.known.as_ref()?;
+        let left = self
+            .attribute_timeout
+            .checked_sub(known.sent_at.elapsed())?;
+        (!known.expired && !left.is_zero()).then_some((known.attrs, left))
+    }
+
+    /// Attributes as last known, however old.
+    pub fn last(&self, node: NodeId) -> Option<Attrs> {
+        self.shard(node)
+            .get(&node)?
+            .known
+            .as_ref()
+            .map(|known| known.attrs)
+    }
+
+    /// How long attributes sent for at `sent_at` may be believed from now on.
+    pub fn time_left(&self, sent_at: Instant) -> Duration {
+        self.attribute_timeout.saturating_sub(sent_at.elapsed())
+    }
+
+    /// When the attributes kept were sent for; `None` = none are believed.
+    pub fn sent_at(&self, node: NodeId) -> Option<Instant> {
+        let shard = self.shard(node);
+        let known = shard.get(&node)?.known.as_ref()?;
+        (!known.expired).then_some(known.sent_at)
+    }
+
+    /// The attributes kept are not to be believed any more.
+    pub fn expire(&self, node: NodeId) {
+        if let Some(known) = self
+            .shard(node)
+            .get_mut(&node)
+            .and_then(|inode| inode.known.as_mut())
+        {
+            known.expired = true;
+        }
+    }
+
+    /// The data counter of what the kernel has cached; 0 = nothing is known.
+    pub fn pages(&self, node: NodeId) -> u64 {
+        self.shard(node).get(&node).map_or(0, |inode| inode.pages)
+    }
+
+    /// The file or directory is opened at this data counter: what the kernel has cached is kept
+    /// exactly when it is of the same. From now on the cache is of this counter.
+    pub fn opened(&self, node: NodeId, data_counter: u64) -> Pages {
+        let mut shard = self.shard(node);
+        let Some(inode) = shard.get_mut(&node) else {
+            return Pages::Stale;
+        };
+        let same = data_counter != 0 && inode.pages == data_counter;
+        inode.pages = data_counter;
+        if same { Pages::Current } else { Pages::Stale }
+    }
+
+    /// This mount has changed the content; the kernel's pages hold the change too. They are of the
+    /// new counter only when nobody else's change lies between.
+    pub fn wrote(&self, node: NodeId, data_counter: u64) {
+        if let Some(inode) = self.shard(node).get_mut(&node)
+            && inode.pages != 0
+            && inode.pages + 1 == data_counter
+        {
+            inode.pages = data_counter;
+        }
+    }
+
+    fn admit(&self, inode: &mut Inode, attrs: Attrs, sent_at: Instant) -> Attrs {
+        if let Some(known) = &inode.known
+            && attrs.attr_counter < inode.attr_counter
+            && sent_at <= known.came_at
+        {
+            // It was overtaken by a newer one.
+            return known.attrs;
+        }
+        inode.attr_counter = attrs.attr_counter;
+        let known = Known {
+            attrs,
+            sent_at,
+            came_at: Instant::now(),
+            expired: false,
+        };
+        match &mut inode.known {
+            // Of two replies with one counter the one sent for later is believed longer.
+            Some(old) if old.attrs == attrs && old.sent_at > sent_at && !old.expired => {}
+            Some(old) => **old = known,
+            none => {
+                *none = Some(Box::new(known));
+                self.boxed.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        attrs
+    }
+
+    /// Drops attributes that are out of date when there are too many.
+    fn sweep_if_due(&self) {
+        if self.boxed.load(Ordering::Relaxed) <= ATTRS_MAX {
+            return;
+        }
+        let now_ms = self.started.elapsed().as_millis() as u64;
+        let swept_ms = self.swept_ms.load(Ordering::Relaxed);
+        let age = SWEEP_AGE.max(self.attribute_timeout);
+        if now_ms < swept_ms + age.as_millis() as u64
+            || self
+                .swept_ms
+                .compare_exchange(swept_ms, now_ms, Ordering::Relaxed, Ordering::Relaxed)
+                .is_err()
+        {
+            return;
+        }
+        for shard in &self.shards {
+            for inode in shard
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .values_mut()
+            {
+                if inode
+                    .known
+                    .as_ref()
+                    .is_some_and(|known| known.came_at.elapsed() > age)
+                {
+                    inode.known = None;
+                    self.boxed.fetch_sub(1, Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    fn shard(&self, node: NodeId) -> MutexGuard<'_, HashMap<NodeId, Inode>> {
+        let at = (node.0 >> 8) as usize % SHARDS;
+        self.shards[at]
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inode {
+    fn new(gfid: Gfid, lookups: u64) -> Self {
+        Inode {
+            gfid_hi: gfid.hi,
+            gfid_lo: gfid.lo,
+            lookups,
+            known: None,
+            attr_counter: 0,
+            pages: 0,
+        }
+    }
+
+    fn gfid(&self) -> Gfid {
+        Gfid {
+            hi: self.gfid_hi,
+            lo: self.gfid_lo,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn object(lo: u64, counter: u64, size: u64) -> Object {
+        Object {
+            gfid: Some(Gfid { hi: 7, lo }),
+            size,
+            attr_counter: counter,
+            data_counter: counter,
+            ..Default::default()
+        }
+    }
+
+    fn table() -> Inodes {
+        Inodes::new(Gfid::ROOT, Duration::from_secs(60))
+    }
+
+    #[test]
+    fn the_kernel_never_gets_older_attributes_than_it_has() {
+        let inodes = table();
+        let before = Instant::now();
+        inodes.look_up(&object(9, 5, 500), Instant::now()).unwrap();
+        // Sent before the newer one came, so it was overtaken.
+        assert_eq!(inodes.learn(&object(9, 4, 400), before).unwrap().size, 500);
+        assert_eq!(inodes.fresh(NodeId(9)).unwrap().0.size, 500);
+        // Sent afterwards: the history itself is another now.
+        std::thread::sleep(Duration::from_millis(2));
+        assert_eq!(
+            inodes
+                .learn(&object(9, 4, 400), Instant::now())
+                .unwrap()
+                .size,
+            400
+        );
+    }
+
+    #[test]
+    fn lookups_are_counted_and_forgotten() {
+        let inodes = table();
+        inodes.look_up(&object(9, 1, 0), Instant::now()).unwrap();
+        inodes.look_up(&object(9, 1, 0), Instant::now()).unwrap();
+        inodes.forget(NodeId(9), 1);
+        assert_eq!(inodes.gfid(NodeId(9)), Ok(Gfid { hi: 7, lo: 9 }));
+        inodes.forget(NodeId(9), 1);
+        assert_eq!(inodes.gfid(NodeId(9)), Err(FsError::Stale));
+        assert_eq!(inodes.len(), 1);
+    }
+
+    #[test]
+    fn two_objects_with_one_number_are_told_apart() {
+        let inodes = table();
+        inodes.look_up(&object(9, 1, 0), Instant::now()).unwrap();
+        let twin = Object {
+            gfid: Some(Gfid { hi: 8, lo: 9 }),
+            ..object(9, 1, 0)
+        };
+        assert_eq!(inodes.look_up(&twin, Instant::now()), Err(FsError::Io));
+        // A reply about the twin changes nothing of the first.
+        inodes.learn(&Object { size: 77, ..twin }, Instant::now());
+        assert_eq!(inodes.fresh(NodeId(9)).unwrap().0.size, 0);
+    }
+
+    #[test]
+    fn pages_are_kept_only_when_nobody_else_wrote() {
+        let inodes = table();
+        inodes.look_up(&object(9, 5, 0), Instant::now()).unwrap();
+        let node = NodeId(9);
+        assert_eq!(inodes.opened(node, 5), Pages::Stale);
+        assert_eq!(inodes.opened(node, 5), Pages::Current);
+        inodes.wrote(node, 6);
+        assert_eq!(inodes.opened(node, 6), Pages::Current);
+        inodes.wrote(node, 8);
+        assert_eq!(inodes.opened(node, 8), Pages::Stale);
+        assert_eq!(inodes.opened(node, 0), Pages::Stale);
+        assert_eq!(inodes.opened(node, 0), Pages::Stale);
+    }
+}

@@ -1,0 +1,209 @@
+//! The file system proper, one file per family of operations. It names no type of the kernel
+//! interface: [`crate::kernel`] could be replaced by another loop.
+//!
+//! A method takes what the kernel asked and returns what it is answered. Objects that come with a
+//! reply are taken into the inode table before the method returns, so that what the kernel is given
+//! is never older than what it has.
+
+mod attr;
+mod background;
+mod dir;
+mod file;
+mod handles;
+mod lock;
+mod lookup;
+mod make;
+pub mod notes;
+mod open;
+mod remove;
+mod space;
+mod statfs;
+mod xattr;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mortar_common::ids::GfidMaker;
+use mortar_common::placement::name_slot;
+use mortar_common::{FsError, Gfid};
+use mortar_proto::data::{Caller, Object, Op, Result as OpResult, op};
+
+use crate::cache::{Attrs, Inodes, Names, NodeId};
+use crate::options::{ListingAttributes, PageCache};
+use crate::session::{Answer, Call, Effect, Session};
+use handles::Handles;
+use notes::Notes;
+
+pub use attr::{AttrChange, TimeChange};
+pub use dir::{Detail, DirSink, Listed, Room};
+pub use file::WriteHow;
+pub use lock::{LockAnswer, LockAsk, LockRange};
+pub use make::NewNode;
+pub use open::{Opened, PageUse};
+pub use remove::RenameHow;
+pub use xattr::XattrAnswer;
+
+/// What an operation comes to.
+pub type FsResult<T> = Result<T, FsError>;
+
+/// How the mount was asked to behave.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// How long attributes are believed.
+    pub attribute_timeout: Duration,
+    /// How long names are believed.
+    pub entry_timeout: Duration,
+    /// How long the absence of a name is believed.
+    pub negative_timeout: Duration,
+    /// Whether the kernel caches pages.
+    pub page_cache: PageCache,
+    /// Whether listings bring attributes.
+    pub listing: ListingAttributes,
+    /// Inodes the kernel may know before some are asked back.
+    pub inode_limit: usize,
+}
+
+/// An entry as the kernel gets it.
+#[derive(Clone, Copy, Debug)]
+pub struct Entry {
+    /// Its node.
+    pub node: NodeId,
+    /// Its attributes.
+    pub attrs: Attrs,
+    /// How long the name is believed.
+    pub entry_timeout: Duration,
+    /// How long the attributes are believed.
+    pub attr_timeout: Duration,
+}
+
+/// The file system of one mount.
+#[derive(Debug)]
+pub struct Fs {
+    session: Arc<Session>,
+    settings: Settings,
+    inodes: Inodes,
+    names: Names,
+    handles: Handles,
+    gfids: GfidMaker,
+    notes: Arc<Notes>,
+    lock_waiters: lock::Waiters,
+}
+
+impl Fs {
+    /// The file system whose root is the directory `subdir` of the volume (empty = its root).
+    ///
+    /// # Errors
+    /// In words, when there is no such directory.
+    pub fn new(
+        session: Arc<Session>,
+        settings: Settings,
+        subdir: &[Vec<u8>],
+    ) -> Result<Arc<Fs>, String> {
+        let (root, object, sent_at) = lookup::find_root(&session, subdir)?;
+        let inodes = Inodes::new(root, settings.attribute_timeout);
+        inodes.learn(&object, sent_at);
+        let fs = Arc::new(Fs {
+            session,
+            settings,
+            inodes,
+            names: Names::default(),
+            handles: Handles::default(),
+            gfids: GfidMaker::default(),
+            notes: Arc::default(),
+            lock_waiters: lock::Waiters::default(),
+        });
+        background::start(&fs).map_err(|error| format!("cannot start a thread: {error}"))?;
+        Ok(fs)
+    }
+
+    /// What is to be told to the kernel, by a thread that is not serving a request.
+    pub fn notes(&self) -> &Arc<Notes> {
+        &self.notes
+    }
+
+    /// The session behind it.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
+    /// Ends what runs in the background; call when the kernel has let go.
+    pub fn stop(&self) {
+        self.notes.stop();
+        self.session.close();
+    }
+
+    /// Sends operations and takes in every object of the answer.
+    fn ask(
+        &self,
+        caller: Caller,
+        ops: Vec<op::Op>,
+        payload: &[u8],
+        effect: Effect,
+    ) -> FsResult<Answer> {
+        let ops = ops.into_iter().map(|op| Op { op: Some(op) }).collect();
+        let answer = self.session.call(Call {
+            caller,
+            ops,
+            payload,
+            effect,
+        })?;
+        for result in &answer.results {
+            for object in &result.objects {
+                self.inodes.learn(object, answer.sent_at);
+            }
+        }
+        Ok(answer)
+    }
+
+    /// One operation that reads.
+    fn read_op(&self, caller: Caller, op: op::Op) -> FsResult<(OpResult, Bytes, Instant)> {
+        let mut answer = self.ask(caller, vec![op], &[], Effect::Read)?;
+        Ok((answer.take(0)?, answer.payload, answer.sent_at))
+    }
+
+    /// One operation that changes.
+    fn change_op(
+        &self,
+        caller: Caller,
+        op: op::Op,
+        effect: Effect,
+    ) -> FsResult<(OpResult, Instant)> {
+        let mut answer = self.ask(caller, vec![op], &[], effect)?;
+        Ok((answer.take(0)?, answer.sent_at))
+    }
+
+    /// The entry for an object that a reply brought, its lookup counted.
+    fn entry(&self, object: &Object, sent_at: Instant) -> FsResult<Entry> {
+        let (node, attrs) = self.inodes.look_up(object, sent_at)?;
+        Ok(Entry {
+            node,
+            attrs,
+            entry_timeout: self.settings.entry_timeout,
+            attr_timeout: self.inodes.time_left(sent_at),
+        })
+    }
+
+    /// Remembers that a name holds an object, and asks the kernel to give some names back when it
+    /// knows too many inodes.
+    fn saw_name(&self, parent: NodeId, parent_gfid: Gfid, name: &[u8], gfid: Gfid) {
+        self.names.put(parent_gfid, name, gfid);
+        self.notes
+            .saw_name(parent, name, self.inodes.len() > self.settings.inode_limit);
+    }
+
+    /// A new object's gfid: in the slot of its name.
+    fn new_gfid(&self, parent: Gfid, name: &[u8]) -> Gfid {
+        self.gfids.make(name_slot(parent, name))
+    }
+}
+
+/// The object itself in a result.
+fn own_object(result: &OpResult) -> FsResult<&Object> {
+    result.objects.first().ok_or(FsError::Io)
+}
+
+/// A caller without CAP_FSETID, as far as can be seen.
+fn is_ordinary(caller: &Caller) -> bool {
+    caller.uid != 0
+}

@@ -1,0 +1,92 @@
+//! GETATTR and SETATTR.
+
+use std::time::Duration;
+
+use mortar_common::FsError;
+use mortar_proto::data::{Caller, GetAttr, SetAttr, SetTime, op, set_time};
+
+use super::{Fs, FsResult, is_ordinary, own_object};
+use crate::cache::{Attrs, NodeId, Timestamp};
+use crate::session::Effect;
+
+/// A time to be set.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TimeChange {
+    /// To the primary's clock.
+    Now,
+    /// To this.
+    To(Timestamp),
+}
+
+/// What SETATTR changes. Nothing at all means: clear setuid, setgid and capabilities.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[allow(missing_docs)] // Named as in stat(2).
+pub struct AttrChange {
+    pub mode: Option<u32>,
+    pub uid: Option<u32>,
+    pub gid: Option<u32>,
+    pub size: Option<u64>,
+    pub atime: Option<TimeChange>,
+    pub mtime: Option<TimeChange>,
+}
+
+impl Fs {
+    /// Attributes, and how long they may be believed: from the last reply while that is fresh.
+    pub fn getattr(&self, caller: Caller, node: NodeId) -> FsResult<(Attrs, Duration)> {
+        let gfid = self.inodes.gfid(node)?;
+        if let Some(fresh) = self.inodes.fresh(node) {
+            return Ok(fresh);
+        }
+        let (result, _, sent_at) =
+            self.read_op(caller, op::Op::Getattr(GetAttr { gfid: Some(gfid) }))?;
+        let attrs = self
+            .inodes
+            .learn(own_object(&result)?, sent_at)
+            .ok_or(FsError::Io)?;
+        Ok((attrs, self.inodes.time_left(sent_at)))
+    }
+
+    /// Changes attributes.
+    ///
+    /// fuser 0.18 drops FATTR_KILL_SUIDGID: what the kernel means is told by who asks for what. A
+    /// change of owner always clears setuid and setgid of a file, a change of size does so for an
+    /// ordinary user, and a request that sets nothing was sent for that alone.
+    pub fn setattr(
+        &self,
+        caller: Caller,
+        node: NodeId,
+        change: AttrChange,
+    ) -> FsResult<(Attrs, Duration)> {
+        let gfid = self.inodes.gfid(node)?;
+        let chowns = change.uid.is_some() || change.gid.is_some();
+        let truncates = change.size.is_some() && is_ordinary(&caller);
+        let setattr = SetAttr {
+            gfid: Some(gfid),
+            mode: change.mode,
+            uid: change.uid,
+            gid: change.gid,
+            size: change.size,
+            atime: change.atime.map(set_time),
+            mtime: change.mtime.map(set_time),
+            kill_suidgid: chowns || truncates || change == AttrChange::default(),
+        };
+        let (result, sent_at) =
+            self.change_op(caller, op::Op::Setattr(setattr), Effect::Repeatable)?;
+        let attrs = self
+            .inodes
+            .learn(own_object(&result)?, sent_at)
+            .ok_or(FsError::Io)?;
+        if change.size.is_some() {
+            self.inodes.wrote(node, attrs.data_counter);
+        }
+        Ok((attrs, self.inodes.time_left(sent_at)))
+    }
+}
+
+fn set_time(change: TimeChange) -> SetTime {
+    let when = match change {
+        TimeChange::Now => set_time::When::Now(true),
+        TimeChange::To(time) => set_time::When::At(time.into()),
+    };
+    SetTime { when: Some(when) }
+}

@@ -1,0 +1,143 @@
+//! Making things: CREATE, MKNOD, MKDIR, SYMLINK, LINK; and READLINK.
+
+use bytes::Bytes;
+use mortar_common::name::check_entry_name;
+use mortar_common::{FsError, Gfid};
+use mortar_proto::data::{Caller, Create, Link, ReadLink, op, result};
+
+use super::open::Opened;
+use super::{Entry, Fs, FsResult, is_ordinary, own_object};
+use crate::cache::NodeId;
+use crate::session::Effect;
+
+/// Longest text of a symlink, in bytes.
+const TARGET_BYTES_MAX: usize = 4095;
+
+/// What is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct NewNode<'a> {
+    /// Type and permissions, before the umask.
+    pub mode: u32,
+    /// Of a device: major and minor as `makedev` puts them together.
+    pub rdev: u64,
+    /// Of a symlink.
+    pub target: &'a [u8],
+}
+
+impl Fs {
+    /// Makes a file, directory, symlink or special file under a name that must be free.
+    pub fn make(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        new: NewNode<'_>,
+    ) -> FsResult<Entry> {
+        if new.target.len() > TARGET_BYTES_MAX {
+            return Err(FsError::NameTooLong);
+        }
+        let parent_gfid = self.inodes.gfid(parent)?;
+        let create = Create {
+            rdev: new.rdev,
+            target: Bytes::copy_from_slice(new.target),
+            exclusive: true,
+            ..self.new_object(parent_gfid, name, new.mode)?
+        };
+        let (result, sent_at) = self.change_op(caller, op::Op::Create(create), Effect::Once)?;
+        let object = own_object(&result)?;
+        let entry = self.entry(object, sent_at)?;
+        self.saw_name(parent, parent_gfid, name, object.gfid.ok_or(FsError::Io)?);
+        Ok(entry)
+    }
+
+    /// Makes and opens a regular file, or opens the one that has come to be there meanwhile.
+    ///
+    /// The kernel checks no permission on what CREATE opens. So only root is given an existing
+    /// file here; for anybody else ESTALE makes the kernel look the name up again and open it in
+    /// the ordinary way.
+    pub fn create(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        name: &[u8],
+        mode: u32,
+        flags: i32,
+    ) -> FsResult<(Entry, Opened)> {
+        let parent_gfid = self.inodes.gfid(parent)?;
+        let mode = libc::S_IFREG | mode & !libc::S_IFMT;
+        let must_be_new = flags & libc::O_EXCL != 0;
+        let create = Create {
+            exclusive: must_be_new || is_ordinary(&caller),
+            open: true,
+            ..self.new_object(parent_gfid, name, mode)?
+        };
+        let (result, sent_at) = self
+            .change_op(caller, op::Op::Create(create), Effect::Once)
+            .map_err(|error| match error {
+                FsError::Exists if !must_be_new => FsError::Stale,
+                error => error,
+            })?;
+        let object = own_object(&result)?;
+        let gfid = object.gfid.ok_or(FsError::Io)?;
+        let entry = self.entry(object, sent_at)?;
+        self.saw_name(parent, parent_gfid, name, gfid);
+        let opened = if result.created {
+            self.session.holdings().begin_open(gfid);
+            self.session.holdings().registered(gfid);
+            Ok(self.opened(entry.node, gfid, &entry.attrs, flags, None))
+        } else {
+            self.open(caller, entry.node, flags)
+        };
+        match opened {
+            Ok(opened) => Ok((entry, opened)),
+            Err(error) => {
+                self.inodes.forget(entry.node, 1);
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives an object one more name.
+    pub fn link(
+        &self,
+        caller: Caller,
+        node: NodeId,
+        parent: NodeId,
+        name: &[u8],
+    ) -> FsResult<Entry> {
+        check_entry_name(name)?;
+        let parent_gfid = self.inodes.gfid(parent)?;
+        let gfid = self.inodes.gfid(node)?;
+        let link = Link {
+            gfid: Some(gfid),
+            parent: Some(parent_gfid),
+            name: Bytes::copy_from_slice(name),
+        };
+        let (result, sent_at) = self.change_op(caller, op::Op::Link(link), Effect::Once)?;
+        let entry = self.entry(own_object(&result)?, sent_at)?;
+        self.saw_name(parent, parent_gfid, name, gfid);
+        Ok(entry)
+    }
+
+    /// The text of a symlink.
+    pub fn readlink(&self, caller: Caller, node: NodeId) -> FsResult<Bytes> {
+        let gfid = self.inodes.gfid(node)?;
+        let (result, _, _) =
+            self.read_op(caller, op::Op::Readlink(ReadLink { gfid: Some(gfid) }))?;
+        match result.ok {
+            Some(result::Ok::Bytes(target)) => Ok(target),
+            _ => Err(FsError::Io),
+        }
+    }
+
+    fn new_object(&self, parent: Gfid, name: &[u8], mode: u32) -> FsResult<Create> {
+        check_entry_name(name)?;
+        Ok(Create {
+            parent: Some(parent),
+            name: Bytes::copy_from_slice(name),
+            gfid: Some(self.new_gfid(parent, name)),
+            mode,
+            ..Default::default()
+        })
+    }
+}

@@ -1,0 +1,187 @@
+//! OPEN, FLUSH, RELEASE of files.
+
+use mortar_common::{FsError, Gfid};
+use mortar_proto::data::{Caller, GetAttr, LockKind, Open, Read, ReleaseOwner, op, result};
+
+use super::handles::{File, Head};
+use super::{Fs, FsResult, is_ordinary, own_object};
+use crate::cache::{Attrs, NodeId, Pages};
+use crate::options::PageCache;
+use crate::session::holdings::Registration;
+use crate::session::{Answer, Effect};
+
+/// A file up to this long comes with its open.
+const HEAD_BYTES_MAX: u32 = 64 << 10;
+
+/// How an open file uses the kernel's page cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PageUse {
+    /// What is cached is dropped.
+    Fresh,
+    /// What is cached is of the same content and kept.
+    Kept,
+    /// Not at all.
+    Direct,
+}
+
+/// An open file as the kernel gets it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Opened {
+    /// Its handle.
+    pub handle: u64,
+    /// How it uses the page cache.
+    pub pages: PageUse,
+}
+
+impl Fs {
+    /// Opens a file: one request, that revalidates it, registers the open if this mount had none,
+    /// truncates it if asked to, and brings the bytes of a small file.
+    pub fn open(&self, caller: Caller, node: NodeId, flags: i32) -> FsResult<Opened> {
+        let gfid = self.inodes.gfid(node)?;
+        let truncate = flags & libc::O_TRUNC != 0;
+        let registration = self.session.holdings().begin_open(gfid);
+        let (first, effect) = if truncate || registration == Registration::Needed {
+            let kill_suidgid = truncate && is_ordinary(&caller);
+            let open = Open {
+                gfid: Some(gfid),
+                truncate,
+                kill_suidgid,
+            };
+            (op::Op::Open(open), Effect::Repeatable)
+        } else {
+            (op::Op::Getattr(GetAttr { gfid: Some(gfid) }), Effect::Read)
+        };
+        let mut ops = vec![first];
+        if self.wants_head(node, flags) {
+            ops.push(op::Op::Read(Read {
+                gfid: Some(gfid),
+                offset: 0,
+                len: HEAD_BYTES_MAX,
+            }));
+        }
+        let answer = self.ask(caller, ops, &[], effect).and_then(|mut answer| {
+            let object = answer
+                .take(0)
+                .and_then(|result| own_object(&result).cloned())?;
+            Ok((answer, object))
+        });
+        let (answer, object) = match answer {
+            Ok(answer) => answer,
+            Err(error) => {
+                self.session.holdings().close(gfid);
+                return Err(error);
+            }
+        };
+        self.session.holdings().registered(gfid);
+        let attrs = self
+            .inodes
+            .learn(&object, answer.sent_at)
+            .ok_or(FsError::Io)?;
+        let head = head_of(&answer, &attrs);
+        Ok(self.opened(node, gfid, &attrs, flags, head))
+    }
+
+    /// The handle and the page rules of a file that was opened or made.
+    pub(super) fn opened(
+        &self,
+        node: NodeId,
+        gfid: Gfid,
+        attrs: &Attrs,
+        flags: i32,
+        head: Option<Head>,
+    ) -> Opened {
+        let pages = self.inodes.opened(node, attrs.data_counter);
+        let direct = self.is_direct(flags);
+        let head = head.filter(|_| !direct && pages == Pages::Stale);
+        let handle = self.handles.add_file(File::new(gfid, head));
+        let pages = match pages {
+            _ if direct => PageUse::Direct,
+            Pages::Current => PageUse::Kept,
+            Pages::Stale => PageUse::Fresh,
+        };
+        Opened { handle, pages }
+    }
+
+    /// close(2) of one descriptor. Nothing is buffered here, so there is nothing to send but the
+    /// end of the POSIX locks of this owner, if it has any.
+    pub fn flush(&self, caller: Caller, handle: u64, owner: u64) -> FsResult<()> {
+        let file = self.handles.file(handle)?;
+        let holdings = self.session.holdings();
+        if holdings.lock_kind(file.gfid, owner) == Some(LockKind::LockPosix) {
+            let release = ReleaseOwner {
+                gfid: Some(file.gfid),
+                owner,
+                kind: LockKind::LockPosix.into(),
+                ..Default::default()
+            };
+            self.change_op(caller, op::Op::ReleaseOwner(release), Effect::Repeatable)?;
+            holdings.owner_unlocked(file.gfid, owner);
+        }
+        file.usable()
+    }
+
+    /// The last descriptor of a handle is closed: every lock taken through it goes, whatever its
+    /// kind. The open itself is released in the background.
+    pub fn release(&self, caller: Caller, handle: u64) -> FsResult<()> {
+        let file = self.handles.remove_file(handle).ok_or(FsError::BadHandle)?;
+        let holdings = self.session.holdings();
+        let mut outcome = Ok(());
+        if holdings.handle_unlocked(file.gfid, handle) {
+            let release = ReleaseOwner {
+                gfid: Some(file.gfid),
+                handle,
+                whole_handle: true,
+                ..Default::default()
+            };
+            outcome = self
+                .change_op(caller, op::Op::ReleaseOwner(release), Effect::Repeatable)
+                .map(|_| ());
+        }
+        holdings.close(file.gfid);
+        outcome
+    }
+
+    /// O_APPEND goes past the page cache: the primary picks the offset, so the kernel cannot know
+    /// which page a record went to.
+    fn is_direct(&self, flags: i32) -> bool {
+        flags & libc::O_APPEND != 0 || self.settings.page_cache == PageCache::Bypassed
+    }
+
+    /// Whether the bytes should come with the open: a small file that will be read and is not in
+    /// the page cache already.
+    fn wants_head(&self, node: NodeId, flags: i32) -> bool {
+        if flags & libc::O_ACCMODE == libc::O_WRONLY
+            || flags & (libc::O_TRUNC | libc::O_DIRECT) != 0
+            || self.is_direct(flags)
+        {
+            return false;
+        }
+        self.inodes.last(node).is_some_and(|attrs| {
+            attrs.kind() == libc::S_IFREG
+                && (1..=u64::from(HEAD_BYTES_MAX)).contains(&attrs.size)
+                && self.inodes.pages(node) != attrs.data_counter
+        })
+    }
+}
+
+/// The bytes that came with an open, if it was asked for them and they were read.
+fn head_of(answer: &Answer, attrs: &Attrs) -> Option<Head> {
+    let read = answer.results.get(1).filter(|read| read.errno == 0)?;
+    let Some(result::Ok::PayloadLen(len)) = read.ok else {
+        return None;
+    };
+    let len = len as usize;
+    if answer.payload.len() < len {
+        return None;
+    }
+    let data_counter = read
+        .objects
+        .first()
+        .map_or(attrs.data_counter, |it| it.data_counter);
+    Some(Head {
+        bytes: answer.payload.slice(..len),
+        whole: len < HEAD_BYTES_MAX as usize,
+        data_counter,
+        sent_at: answer.sent_at,
+    })
+}

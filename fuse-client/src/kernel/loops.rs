@@ -1,0 +1,293 @@
+//! Mounting, the loop that serves the kernel, and unmounting.
+
+use std::ffi::CString;
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
+use rustix::mount::{MountFlags, UnmountFlags};
+
+use super::Adapter;
+use crate::cache::NodeId;
+use crate::fs::Fs;
+use crate::fs::notes::Kernel;
+use crate::options::{KernelFlag, ListingAttributes, MountOptions};
+
+/// Threads that read and serve requests.
+const THREADS: usize = 16;
+const DEVICE: &str = "/dev/fuse";
+/// Its number on every Linux.
+const DEVICE_NUMBER: (u32, u32) = (10, 229);
+/// Bytes the kernel reads ahead, so that reads come as large as writes.
+const READ_AHEAD_KB: &str = "1024";
+
+/// Why the kernel interface cannot be used, in words.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub struct LoopError(String);
+
+/// A mount whose requests are not served yet.
+#[derive(Debug)]
+pub struct Mounted {
+    device: OwnedFd,
+    unmounter: Unmounter,
+}
+
+/// Takes the mount away again.
+#[derive(Clone, Debug)]
+pub struct Unmounter {
+    mount_point: PathBuf,
+}
+
+/// The loop, ready to run.
+pub struct Loop {
+    session: Session<Adapter>,
+    fs: Arc<Fs>,
+    unmounter: Unmounter,
+}
+
+/// Mounts at the mount point of the options, which must be an absolute path without links.
+///
+/// # Errors
+/// In words.
+pub fn mount(options: &MountOptions) -> Result<Mounted, LoopError> {
+    let device = open_device()?;
+    let root_mode = std::fs::metadata(&options.mount_point)
+        .map_err(|error| {
+            LoopError(format!(
+                "the mount point {}: {error}",
+                options.mount_point.display()
+            ))
+        })
+        .map(|metadata| std::os::unix::fs::MetadataExt::mode(&metadata) & libc::S_IFMT)?;
+    if root_mode != libc::S_IFDIR {
+        let at = options.mount_point.display();
+        return Err(LoopError(format!(
+            "the mount point {at} is not a directory"
+        )));
+    }
+    let data = format!(
+        "fd={},rootmode={root_mode:o},user_id=0,group_id=0,default_permissions,allow_other",
+        device.as_raw_fd()
+    );
+    let data = CString::new(data).map_err(|error| LoopError(error.to_string()))?;
+    rustix::mount::mount(
+        options.source.as_str(),
+        &options.mount_point,
+        "fuse.mortar",
+        mount_flags(options),
+        data.as_c_str(),
+    )
+    .map_err(|error| {
+        let at = options.mount_point.display();
+        LoopError(match error {
+            rustix::io::Errno::PERM => {
+                format!("cannot mount on {at}: only root (CAP_SYS_ADMIN) may mount")
+            }
+            rustix::io::Errno::NODEV => {
+                format!("cannot mount on {at}: this kernel has no FUSE (modprobe fuse)")
+            }
+            error => format!("cannot mount on {at}: {error}"),
+        })
+    })?;
+    let unmounter = Unmounter {
+        mount_point: options.mount_point.clone(),
+    };
+    Ok(Mounted {
+        device: device.into(),
+        unmounter,
+    })
+}
+
+/// Answers the kernel's first request and makes the loop ready.
+///
+/// # Errors
+/// In words; the mount is taken away again.
+pub fn serve(mounted: Mounted, fs: Arc<Fs>, options: &MountOptions) -> Result<Loop, LoopError> {
+    let mut config = Config::default();
+    config.n_threads = Some(THREADS);
+    config.clone_fd = true;
+    config.acl = SessionACL::All;
+    let readdir_plus = options.listing == ListingAttributes::Auto;
+    let adapter = Adapter {
+        fs: fs.clone(),
+        readdir_plus,
+    };
+    let Mounted { device, unmounter } = mounted;
+    match Session::from_fd(adapter, device, SessionACL::All, config) {
+        Ok(session) => {
+            read_ahead(&unmounter.mount_point);
+            Ok(Loop {
+                session,
+                fs,
+                unmounter,
+            })
+        }
+        Err(error) => {
+            unmounter.unmount();
+            Err(LoopError(format!(
+                "the kernel's FUSE does not answer as expected: {error}"
+            )))
+        }
+    }
+}
+
+impl Loop {
+    /// Takes the mount away from outside the loop.
+    pub fn unmounter(&self) -> Unmounter {
+        self.unmounter.clone()
+    }
+
+    /// Serves the kernel until the volume is unmounted.
+    ///
+    /// # Errors
+    /// When a thread of the loop fails.
+    pub fn run(self) -> io::Result<()> {
+        let Loop {
+            session,
+            fs,
+            unmounter: _,
+        } = self;
+        let teller = Teller(session.notifier());
+        let notes = fs.notes().clone();
+        let thread = std::thread::Builder::new()
+            .name("notes".to_owned())
+            .spawn(move || notes.serve(&teller))?;
+        let outcome = session.run();
+        fs.stop();
+        let _ = thread.join();
+        outcome
+    }
+}
+
+impl Unmounter {
+    /// Unmounts; what is still in use loses its place in the tree at once and goes when it is let
+    /// go of.
+    pub fn unmount(&self) {
+        let at = &self.mount_point;
+        if rustix::mount::unmount(at, UnmountFlags::NOFOLLOW).is_ok() {
+            return;
+        }
+        let lazily = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
+        if let Err(error) = rustix::mount::unmount(at, lazily) {
+            tracing::debug!("{} is not mounted any more: {error}", at.display());
+        }
+    }
+}
+
+struct Teller(Notifier);
+
+impl Kernel for Teller {
+    fn drop_pages(&self, node: NodeId) {
+        if let Err(error) = self.0.inval_inode(INodeNo(node.0), 0, 0) {
+            tracing::debug!("the kernel does not drop the pages of {}: {error}", node.0);
+        }
+    }
+
+    fn drop_name(&self, parent: NodeId, name: &[u8]) {
+        let name = std::ffi::OsStr::from_bytes(name);
+        if let Err(error) = self.0.inval_entry(INodeNo(parent.0), name) {
+            tracing::debug!("the kernel does not give back {name:?}: {error}");
+        }
+    }
+}
+
+/// Opens the device; makes its node where there is none, as in a bare container.
+fn open_device() -> Result<File, LoopError> {
+    let open = || OpenOptions::new().read(true).write(true).open(DEVICE);
+    let outcome = open().or_else(|error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            return Err(error);
+        }
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            DEVICE,
+            rustix::fs::FileType::CharacterDevice,
+            rustix::fs::Mode::from_raw_mode(0o666),
+            rustix::fs::makedev(DEVICE_NUMBER.0, DEVICE_NUMBER.1),
+        )?;
+        open()
+    });
+    outcome.map_err(|error| {
+        LoopError(format!(
+            "cannot open {DEVICE}: {error}; load the module (modprobe fuse) and see that this \
+             process may use the device"
+        ))
+    })
+}
+
+fn mount_flags(options: &MountOptions) -> MountFlags {
+    options
+        .flags
+        .iter()
+        .fold(MountFlags::empty(), |flags, flag| {
+            flags
+                | match flag {
+                    KernelFlag::ReadOnly => MountFlags::RDONLY,
+                    KernelFlag::NoSuid => MountFlags::NOSUID,
+                    KernelFlag::NoDev => MountFlags::NODEV,
+                    KernelFlag::NoExec => MountFlags::NOEXEC,
+                    KernelFlag::Synchronous => MountFlags::SYNCHRONOUS,
+                    KernelFlag::DirSync => MountFlags::DIRSYNC,
+                    KernelFlag::NoAtime => MountFlags::NOATIME,
+                    KernelFlag::NoDirAtime => MountFlags::NODIRATIME,
+                }
+        })
+}
+
+/// Lets the kernel read ahead more than its 128 KiB. Where `/sys` cannot be written it stays so.
+fn read_ahead(mount_point: &Path) {
+    let Ok(table) = std::fs::read_to_string("/proc/self/mountinfo") else {
+        return;
+    };
+    let device = table.lines().rev().find_map(|line| {
+        let mut fields = line.split(' ');
+        let device = fields.nth(2)?;
+        let at = fields.nth(1)?;
+        (unescape(at) == mount_point.as_os_str().as_bytes()).then(|| device.to_owned())
+    });
+    if let Some(device) = device {
+        let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
+        if let Err(error) = std::fs::write(&file, READ_AHEAD_KB) {
+            tracing::debug!("{file} stays as it is: {error}");
+        }
+    }
+}
+
+/// mountinfo writes blanks, tabs, newlines and backslashes as three octal digits.
+fn unescape(text: &str) -> Vec<u8> {
+    let bytes = text.as_bytes();
+    let mut plain = Vec::with_capacity(bytes.len());
+    let mut at = 0;
+    while at < bytes.len() {
+        let octal = text
+            .get(at + 1..at + 4)
+            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match (bytes[at], octal) {
+            (b'\\', Some(byte)) => {
+                plain.push(byte);
+                at += 4;
+            }
+            (byte, _) => {
+                plain.push(byte);
+                at += 1;
+            }
+        }
+    }
+    plain
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mountinfo_is_read_as_it_is_written() {
+        assert_eq!(unescape("/mnt/a\\040b\\134"), b"/mnt/a b\\");
+        assert_eq!(unescape("/mnt"), b"/mnt");
+    }
+}

@@ -1,0 +1,480 @@
+//! The mount's session with its replica set: requests go out in numbered slots and are sent again,
+//! under the same number, until they are answered. A lost brick is a pause, never an error.
+
+pub mod holdings;
+mod keeper;
+mod life;
+mod route;
+mod waiting;
+
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use mortar_common::FsError;
+use mortar_proto::data::{Caller, EpochRef, Op, Reply, ReplyStatus, Request, Result as OpResult};
+
+use crate::connection::{Connection, Lost};
+use crate::view::{BrickAddress, ViewWatch, Volume, VolumeView};
+use holdings::Holdings;
+use life::{Life, SlotGuard};
+use route::{Hunt, Route};
+
+pub(crate) use waiting::{Waiting, signal_waits};
+
+/// Idle connections kept per mount: one for each thread of the kernel loop and some to spare.
+const IDLE_CONNECTIONS_MAX: usize = 32;
+/// A mount waits this long for a brick that serves.
+const FIRST_SERVICE_WAIT: Duration = Duration::from_secs(20);
+/// An unmount waits this long for the primary to take the session's end.
+const CLOSE_WAIT: Duration = Duration::from_secs(2);
+
+/// What sending a request twice would do, if it ever had to be sent in another session.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Effect {
+    /// Nothing: it reads. It takes no slot.
+    Read,
+    /// The same again: it names what it sets.
+    Repeatable,
+    /// Something else: it makes, removes, moves or appends. Never sent again in another session.
+    Once,
+}
+
+/// One request: operations in order, with the bytes that writes among them carry.
+#[derive(Clone, Debug)]
+pub struct Call<'a> {
+    /// On whose behalf.
+    pub caller: Caller,
+    /// What to do.
+    pub ops: Vec<Op>,
+    /// Bytes of the writes, in the order of the operations.
+    pub payload: &'a [u8],
+    /// What sending it twice would do.
+    pub effect: Effect,
+}
+
+/// The primary's answer to a [`Call`].
+#[derive(Debug)]
+pub struct Answer {
+    /// One result for each operation up to the first that failed.
+    pub results: Vec<OpResult>,
+    /// Bytes of the reads, in the order of the results.
+    pub payload: Bytes,
+    /// When the attempt that was answered was sent.
+    pub sent_at: Instant,
+}
+
+impl Answer {
+    /// The result of operation `at`, taken out.
+    ///
+    /// # Errors
+    /// What the operation failed with; [`FsError::Io`] when it was not come to.
+    pub fn take(&mut self, at: usize) -> Result<OpResult, FsError> {
+        let result = self
+            .results
+            .get_mut(at)
+            .map(std::mem::take)
+            .ok_or(FsError::Io)?;
+        match result.errno {
+            0 => Ok(result),
+            errno => Err(FsError::from_errno(errno)),
+        }
+    }
+}
+
+/// How the session shows itself to the bricks.
+#[derive(Clone, Debug)]
+pub struct Mounted {
+    /// This host's name.
+    pub host: String,
+    /// Where the volume is mounted.
+    pub mount_point: String,
+    /// How long a request waits for a lost brick before it fails; `None` = for ever.
+    pub io_timeout: Option<Duration>,
+}
+
+/// The session of one mount.
+#[derive(Debug)]
+pub struct Session {
+    view: ViewWatch,
+    route: Route,
+    mounted: Mounted,
+    life: Mutex<Arc<Life>>,
+    /// Held by the thread that opens a new life after the old one was fenced.
+    renewal: Mutex<()>,
+    idle: Mutex<Vec<Idle>>,
+    holdings: Arc<Holdings>,
+    closing: AtomicBool,
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    brick: BrickAddress,
+    session: u64,
+}
+
+impl Session {
+    /// Opens a session at the primary of the volume that `view` follows.
+    ///
+    /// # Errors
+    /// In words, when no brick serves within 20 s.
+    pub fn open(view: ViewWatch, mounted: Mounted) -> Result<Arc<Session>, String> {
+        let session = Arc::new(Session {
+            view,
+            route: Route::default(),
+            mounted,
+            life: Mutex::new(Arc::new(Life::new())),
+            renewal: Mutex::new(()),
+            idle: Mutex::default(),
+            holdings: Arc::default(),
+            closing: AtomicBool::new(false),
+        });
+        let life = session.life();
+        let waiting = Waiting::until(Instant::now() + FIRST_SERVICE_WAIT);
+        session.introduce(&life, &waiting)?;
+        keeper::start(&session).map_err(|error| format!("cannot start a thread: {error}"))?;
+        Ok(session)
+    }
+
+    /// What this session holds at the primary: opens and locks.
+    pub fn holdings(&self) -> &Arc<Holdings> {
+        &self.holdings
+    }
+
+    /// Sends a call until it is answered.
+    ///
+    /// # Errors
+    /// [`FsError::Interrupted`] when the caller is being killed; [`FsError::TimedOut`] after
+    /// `client.io-timeout`; [`FsError::NotConnected`] when the volume is gone or the mount ends;
+    /// [`FsError::Io`] when a [`Effect::Once`] call may or may not have been done by a session
+    /// that was fenced. Failures of operations are in the [`Answer`].
+    pub fn call(&self, call: Call<'_>) -> Result<Answer, FsError> {
+        let waiting = Waiting::of(&call.caller, self.mounted.io_timeout);
+        self.call_while(call, &waiting)
+    }
+
+    pub(crate) fn call_while(&self, call: Call<'_>, waiting: &Waiting) -> Result<Answer, FsError> {
+        let mut life = self.life();
+        let mut slot = take_slot(&life, call.effect, waiting)?;
+        let mut request = Request {
+            caller: Some(call.caller),
+            ops: call.ops,
+            ..Default::default()
+        };
+        let mut tries = Tries::default();
+        loop {
+            address(&mut request, &life, slot.as_ref());
+            match self.until_judged(&life, &request, call.payload, &mut tries, waiting) {
+                Ok(Judged::Answer(answer)) => {
+                    if let Some(slot) = slot {
+                        slot.answered();
+                    }
+                    return Ok(answer);
+                }
+                Ok(Judged::Fenced) => {
+                    drop(slot);
+                    self.renew(&life, waiting)?;
+                    if tries.unanswered && call.effect == Effect::Once {
+                        tracing::warn!(
+                            "a change was under way when this client was put out for its silence; \
+                             whether it was made is not known, the application gets EIO"
+                        );
+                        return Err(FsError::Io);
+                    }
+                    life = self.life();
+                    slot = take_slot(&life, call.effect, waiting)?;
+                    tries = Tries::default();
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Ends the session: its locks and opens go. Later calls fail with ENOTCONN.
+    pub fn close(&self) {
+        let call = Call {
+            caller: Caller::default(),
+            ops: vec![session_close()],
+            payload: &[],
+            effect: Effect::Repeatable,
+        };
+        let waiting = Waiting::until(Instant::now() + CLOSE_WAIT);
+        if let Err(error) = self.call_while(call, &waiting) {
+            tracing::info!("the session's end did not reach the primary: {error}");
+        }
+        self.closing.store(true, Ordering::Release);
+        self.route.wake();
+    }
+
+    /// Tries bricks until one judges the request.
+    fn until_judged(
+        &self,
+        life: &Life,
+        request: &Request,
+        payload: &[u8],
+        tries: &mut Tries,
+        waiting: &Waiting,
+    ) -> Result<Judged, FsError> {
+        let mut hunt = Hunt::default();
+        loop {
+            self.may_go_on(waiting)?;
+            let Some(volume) = self.volume()? else {
+                self.route.pause(&mut hunt);
+                continue;
+            };
+            let version = self.route.version();
+            let Some(brick) = self.route.choose(&volume, &mut hunt) else {
+                self.route.pause(&mut hunt);
+                continue;
+            };
+            let sent_at = Instant::now();
+            let stay = || {
+                !self.route.left(brick.brick, version, sent_at) && self.may_go_on(waiting).is_ok()
+            };
+            match self.exchange(&volume, &brick, life, request, payload, &stay) {
+                Ok((reply, payload)) => match reply.status() {
+                    ReplyStatus::ReplyOk => {
+                        self.route.confirm(brick.brick, reply.epoch.as_ref());
+                        let results = reply.results;
+                        return Ok(Judged::Answer(Answer {
+                            results,
+                            payload,
+                            sent_at,
+                        }));
+                    }
+                    ReplyStatus::ReplyNotPrimary | ReplyStatus::ReplyNotReady => {
+                        tries.unanswered = true;
+                        self.not_here(&brick, &reply, &mut hunt);
+                        waiting.note(hunt.problem());
+                    }
+                    ReplyStatus::ReplyFenced => return Ok(Judged::Fenced),
+                    ReplyStatus::ReplyMalformed => {
+                        tracing::error!("{brick} does not understand a request: {}", reply.reason);
+                        return Err(FsError::Io);
+                    }
+                },
+                Err(lost) => {
+                    tries.unanswered |= matches!(lost, Lost::Broken { .. } | Lost::GivenUp { .. });
+                    tracing::debug!("{lost}");
+                    hunt.failed(brick.brick, lost.to_string());
+                    waiting.note(hunt.problem());
+                }
+            }
+        }
+    }
+
+    /// One attempt: over an idle connection if there is one, and at once over a new one if that
+    /// turns out to be dead.
+    fn exchange(
+        &self,
+        volume: &VolumeView,
+        brick: &BrickAddress,
+        life: &Life,
+        request: &Request,
+        payload: &[u8],
+        stay: &dyn Fn() -> bool,
+    ) -> Result<(Reply, Bytes), Lost> {
+        let give_up = || !stay();
+        while let Some(mut idle) = self.take_idle(brick, life.id()) {
+            match idle.connection.exchange(request, &[payload], &give_up) {
+                Ok(answer) => {
+                    self.keep_idle(idle);
+                    return Ok(answer);
+                }
+                Err(lost @ Lost::GivenUp { .. }) => return Err(lost),
+                // The brick went away while the connection lay idle, and with it all of its like.
+                Err(_) => self.drop_idle(brick),
+            }
+        }
+        let mut connection = Connection::open(brick, &volume.id, life.id())?;
+        let answer = connection.exchange(request, &[payload], &give_up)?;
+        self.keep_idle(Idle {
+            connection,
+            brick: brick.clone(),
+            session: life.id(),
+        });
+        Ok(answer)
+    }
+
+    fn not_here(&self, brick: &BrickAddress, reply: &Reply, hunt: &mut Hunt) {
+        tracing::debug!("{brick} is not the one to ask: {}", reply.reason);
+        self.route.hint(reply.primary, reply.epoch.as_ref());
+        hunt.failed(brick.brick, format!("{brick}: {}", reply.reason));
+    }
+
+    /// Opens the session `life` and takes again what the last one held.
+    fn introduce(&self, life: &Arc<Life>, waiting: &Waiting) -> Result<(), String> {
+        let opened = self.introduce_with(life, vec![session_open(&self.mounted)], waiting)?;
+        if let Some(errno) = opened
+            .last()
+            .map(|result| result.errno)
+            .filter(|errno| *errno != 0)
+        {
+            return Err(format!(
+                "the session was refused: {}",
+                FsError::from_errno(errno)
+            ));
+        }
+        for mut ops in self.holdings.reopen_in_pieces() {
+            while !ops.is_empty() {
+                // An object that is gone meanwhile ends the request; the rest is sent again.
+                let results = self.introduce_with(life, ops.clone(), waiting)?;
+                ops.drain(..results.len().clamp(1, ops.len()));
+            }
+        }
+        Ok(())
+    }
+
+    fn introduce_with(
+        &self,
+        life: &Arc<Life>,
+        ops: Vec<Op>,
+        waiting: &Waiting,
+    ) -> Result<Vec<OpResult>, String> {
+        let slot = life
+            .take_slot(|| self.may_go_on(waiting))
+            .map_err(|e| e.to_string())?;
+        let mut request = Request {
+            caller: Some(Caller::default()),
+            ops,
+            ..Default::default()
+        };
+        address(&mut request, life, Some(&slot));
+        match self.until_judged(life, &request, &[], &mut Tries::default(), waiting) {
+            Ok(Judged::Answer(answer)) => {
+                slot.answered();
+                Ok(answer.results)
+            }
+            Ok(Judged::Fenced) => Err("the new session was refused".to_owned()),
+            Err(error) => Err(waiting.problem().unwrap_or_else(|| error.to_string())),
+        }
+    }
+
+    /// After a fence: a new session takes the place of `old`, once, whoever notices first.
+    fn renew(&self, old: &Arc<Life>, waiting: &Waiting) -> Result<(), FsError> {
+        let _one = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.life().id() != old.id() {
+            return Ok(());
+        }
+        let life = Arc::new(Life::new());
+        let lost_locks = self.holdings.lose_locks();
+        tracing::warn!(
+            "this client was silent for too long and was put out: session {:016x} is over, \
+             {:016x} begins; {lost_locks} locks are lost, files they were held on answer EIO until \
+             they are closed",
+            old.id(),
+            life.id(),
+        );
+        self.introduce(&life, waiting).map_err(|problem| {
+            tracing::debug!("no new session: {problem}");
+            FsError::NotConnected
+        })?;
+        *self.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        Ok(())
+    }
+
+    fn life(&self) -> Arc<Life> {
+        self.life
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
+    }
+
+    /// The volume, if it is started; `None` = wait.
+    fn volume(&self) -> Result<Option<Arc<VolumeView>>, FsError> {
+        match self.view.current().0 {
+            Volume::Absent => Err(FsError::NotConnected),
+            Volume::Present(volume) => {
+                self.route.learn(volume.primary, &volume.epoch);
+                Ok(Some(volume))
+            }
+        }
+    }
+
+    fn may_go_on(&self, waiting: &Waiting) -> Result<(), FsError> {
+        if self.closing.load(Ordering::Acquire) {
+            return Err(FsError::NotConnected);
+        }
+        waiting.check()
+    }
+
+    /// Whether the mount is ending.
+    pub fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    fn take_idle(&self, brick: &BrickAddress, session: u64) -> Option<Idle> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = idle
+            .iter()
+            .rposition(|one| one.brick == *brick && one.session == session)?;
+        Some(idle.swap_remove(at))
+    }
+
+    fn keep_idle(&self, one: Idle) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        if idle.len() >= IDLE_CONNECTIONS_MAX {
+            idle.swap_remove(0);
+        }
+        idle.push(one);
+    }
+
+    fn drop_idle(&self, brick: &BrickAddress) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.retain(|one| one.brick != *brick);
+    }
+}
+
+enum Judged {
+    Answer(Answer),
+    Fenced,
+}
+
+/// What has become of a request so far in this life of the session.
+#[derive(Default)]
+struct Tries {
+    /// It was sent at least once and nobody said whether it was done.
+    unanswered: bool,
+}
+
+fn take_slot(
+    life: &Arc<Life>,
+    effect: Effect,
+    waiting: &Waiting,
+) -> Result<Option<SlotGuard>, FsError> {
+    match effect {
+        Effect::Read => Ok(None),
+        Effect::Repeatable | Effect::Once => life.take_slot(|| waiting.check()).map(Some),
+    }
+}
+
+fn address(request: &mut Request, life: &Life, slot: Option<&SlotGuard>) {
+    request.session = life.id();
+    request.epoch = None::<EpochRef>;
+    (request.slot, request.seq) = slot.map_or((0, 0), SlotGuard::number);
+}
+
+fn session_open(mounted: &Mounted) -> Op {
+    use mortar_proto::data::{SessionOpen, op};
+    let open = SessionOpen {
+        host: mounted.host.clone(),
+        pid: std::process::id(),
+        mount_point: mounted.mount_point.clone(),
+    };
+    Op {
+        op: Some(op::Op::SessionOpen(open)),
+    }
+}
+
+fn session_close() -> Op {
+    use mortar_proto::data::{SessionClose, op};
+    Op {
+        op: Some(op::Op::SessionClose(SessionClose {})),
+    }
+}

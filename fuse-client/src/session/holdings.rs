@@ -1,0 +1,325 @@
+//! What the session holds at the primary: which objects are registered as open, and which owners
+//! hold locks. Kept so that an open is registered once, released in the background, and taken again
+//! by the next session after a fence.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use mortar_common::Gfid;
+use mortar_proto::data::{LockKind, Op, Open, op};
+
+/// Opens taken again in one request after a fence.
+const REOPEN_OPS_MAX: usize = 256;
+
+/// Opens and locks of one session.
+#[derive(Debug, Default)]
+pub struct Holdings {
+    state: Mutex<HashMap<Gfid, Held>>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Held {
+    /// Handles of this mount, those being opened included.
+    handles: u32,
+    stage: Stage,
+    /// When the last handle was closed.
+    idle_since: Option<Instant>,
+    locks: Vec<HeldLock>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Stage {
+    /// The primary does not know (or is being told).
+    #[default]
+    Unregistered,
+    Registered,
+    /// The primary is being told that nobody has it open: a new open waits for that to end.
+    Releasing,
+}
+
+/// An owner that holds at least one lock on the object.
+#[derive(Clone, Debug)]
+pub struct HeldLock {
+    /// The kernel's lock owner.
+    pub owner: u64,
+    /// The handle through which it was taken.
+    pub handle: u64,
+    /// Its kind, fixed by the first lock of this owner.
+    pub kind: LockKind,
+    /// Set when a fence has taken the lock away.
+    pub lost: Arc<AtomicBool>,
+}
+
+/// Whether an open must be registered at the primary.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Registration {
+    /// Send an Open, then say how it went.
+    Needed,
+    /// The primary knows of an earlier one.
+    Known,
+}
+
+impl Holdings {
+    /// One more handle is being opened. Waits while the object is being released.
+    pub fn begin_open(&self, gfid: Gfid) -> Registration {
+        let mut state = self.lock();
+        loop {
+            let held = state.entry(gfid).or_default();
+            if held.stage == Stage::Releasing {
+                state = self
+                    .changed
+                    .wait(state)
+                    .unwrap_or_else(PoisonError::into_inner);
+                continue;
+            }
+            held.handles += 1;
+            held.idle_since = None;
+            return match held.stage {
+                Stage::Registered => Registration::Known,
+                Stage::Unregistered | Stage::Releasing => Registration::Needed,
+            };
+        }
+    }
+
+    /// The primary has registered the open that was begun, or one made by a create.
+    pub fn registered(&self, gfid: Gfid) {
+        self.lock().entry(gfid).or_default().stage = Stage::Registered;
+    }
+
+    /// A handle was closed, or its open failed.
+    pub fn close(&self, gfid: Gfid) {
+        let mut state = self.lock();
+        let Some(held) = state.get_mut(&gfid) else {
+            return;
+        };
+        held.handles = held.handles.saturating_sub(1);
+        if held.handles == 0 {
+            if held.stage == Stage::Unregistered {
+                state.remove(&gfid);
+            } else {
+                held.idle_since = Some(Instant::now());
+                self.changed.notify_all();
+            }
+        }
+    }
+
+    /// Takes up to `max` objects that have been closed for `age`, to be released.
+    pub fn take_idle(&self, max: usize, age: Duration) -> Vec<Gfid> {
+        let mut taken = Vec::new();
+        for (gfid, held) in self.lock().iter_mut() {
+            if taken.len() == max {
+                break;
+            }
+            if held.releasable() && held.idle_since.is_some_and(|since| since.elapsed() >= age) {
+                held.stage = Stage::Releasing;
+                taken.push(*gfid);
+            }
+        }
+        taken
+    }
+
+    /// Takes this object to be released if nobody has it open.
+    pub fn take_if_idle(&self, gfid: Gfid) -> bool {
+        match self.lock().get_mut(&gfid) {
+            Some(held) if held.releasable() => {
+                held.stage = Stage::Releasing;
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// What was taken has been released, or is given up.
+    pub fn released(&self, gfids: &[Gfid]) {
+        let mut state = self.lock();
+        for gfid in gfids {
+            if state
+                .get(gfid)
+                .is_some_and(|held| held.stage == Stage::Releasing)
+            {
+                state.remove(gfid);
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// What was taken has not been released: it is as before.
+    pub fn not_released(&self, gfids: &[Gfid]) {
+        let mut state = self.lock();
+        for gfid in gfids {
+            if let Some(held) = state.get_mut(gfid) {
+                held.stage = Stage::Registered;
+            }
+        }
+        drop(state);
+        self.changed.notify_all();
+    }
+
+    /// Waits, at most `timeout`, until an object may have become idle; whether any is.
+    pub fn wait_idle(&self, timeout: Duration) -> bool {
+        let any = |state: &HashMap<Gfid, Held>| state.values().any(|h| h.idle_since.is_some());
+        let mut state = self.lock();
+        if !any(&state) {
+            state = self
+                .changed
+                .wait_timeout(state, timeout)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        any(&state)
+    }
+
+    /// Whether the object has a handle in this mount.
+    pub fn is_open(&self, gfid: Gfid) -> bool {
+        self.lock().get(&gfid).is_some_and(|held| held.handles > 0)
+    }
+
+    /// Remembers that an owner was granted a lock.
+    pub fn lock_granted(&self, gfid: Gfid, lock: HeldLock) {
+        let mut state = self.lock();
+        let locks = &mut state.entry(gfid).or_default().locks;
+        if !locks
+            .iter()
+            .any(|have| have.owner == lock.owner && have.handle == lock.handle)
+        {
+            locks.push(lock);
+        }
+    }
+
+    /// The kind of the locks this owner holds here; `None` = it holds none.
+    pub fn lock_kind(&self, gfid: Gfid, owner: u64) -> Option<LockKind> {
+        let state = self.lock();
+        let lock = state
+            .get(&gfid)?
+            .locks
+            .iter()
+            .find(|lock| lock.owner == owner)?;
+        Some(lock.kind)
+    }
+
+    /// Forgets the locks of an owner; whether there were any.
+    pub fn owner_unlocked(&self, gfid: Gfid, owner: u64) -> bool {
+        self.unlock(gfid, |lock| lock.owner == owner)
+    }
+
+    /// Forgets the locks taken through a handle; whether there were any.
+    pub fn handle_unlocked(&self, gfid: Gfid, handle: u64) -> bool {
+        self.unlock(gfid, |lock| lock.handle == handle)
+    }
+
+    /// After a fence: all locks are gone, and their handles are told. Returns how many there were.
+    pub fn lose_locks(&self) -> usize {
+        let mut lost = 0;
+        for held in self.lock().values_mut() {
+            for lock in held.locks.drain(..) {
+                lock.lost.store(true, Ordering::Release);
+                lost += 1;
+            }
+        }
+        lost
+    }
+
+    /// Requests that register again all that is open.
+    pub fn reopen_in_pieces(&self) -> Vec<Vec<Op>> {
+        let state = self.lock();
+        let open: Vec<Op> = state
+            .iter()
+            .filter(|(_, held)| held.stage == Stage::Registered)
+            .map(|(gfid, _)| Op {
+                op: Some(op::Op::Open(Open {
+                    gfid: Some(*gfid),
+                    ..Default::default()
+                })),
+            })
+            .collect();
+        open.chunks(REOPEN_OPS_MAX).map(<[Op]>::to_vec).collect()
+    }
+
+    fn unlock(&self, gfid: Gfid, of: impl Fn(&HeldLock) -> bool) -> bool {
+        let mut state = self.lock();
+        let Some(held) = state.get_mut(&gfid) else {
+            return false;
+        };
+        let before = held.locks.len();
+        held.locks.retain(|lock| !of(lock));
+        held.locks.len() != before
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Gfid, Held>> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Held {
+    fn releasable(&self) -> bool {
+        self.handles == 0 && self.stage == Stage::Registered
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const FILE: Gfid = Gfid { hi: 1, lo: 2 };
+
+    #[test]
+    fn an_open_is_registered_once_and_released_once() {
+        let holdings = Holdings::default();
+        assert_eq!(holdings.begin_open(FILE), Registration::Needed);
+        holdings.registered(FILE);
+        assert_eq!(holdings.begin_open(FILE), Registration::Known);
+        holdings.close(FILE);
+        assert!(holdings.take_idle(8, Duration::ZERO).is_empty());
+        holdings.close(FILE);
+        assert_eq!(holdings.take_idle(8, Duration::ZERO), [FILE]);
+        assert!(holdings.take_idle(8, Duration::ZERO).is_empty());
+        holdings.released(&[FILE]);
+        assert_eq!(holdings.begin_open(FILE), Registration::Needed);
+    }
+
+    #[test]
+    fn a_reopen_before_the_release_needs_nothing() {
+        let holdings = Holdings::default();
+        holdings.begin_open(FILE);
+        holdings.registered(FILE);
+        holdings.close(FILE);
+        assert_eq!(holdings.begin_open(FILE), Registration::Known);
+        assert!(!holdings.take_if_idle(FILE));
+    }
+
+    #[test]
+    fn an_open_waits_for_the_release_that_is_under_way() {
+        let holdings = Arc::new(Holdings::default());
+        holdings.begin_open(FILE);
+        holdings.registered(FILE);
+        holdings.close(FILE);
+        assert!(holdings.take_if_idle(FILE));
+        let opener = {
+            let holdings = holdings.clone();
+            std::thread::spawn(move || holdings.begin_open(FILE))
+        };
+        holdings.released(&[FILE]);
+        assert_eq!(opener.join().unwrap(), Registration::Needed);
+    }
+
+    #[test]
+    fn a_fence_takes_the_locks_and_tells_their_handles() {
+        let holdings = Holdings::default();
+        let lost = Arc::new(AtomicBool::new(false));
+        let lock = HeldLock {
+            owner: 1,
+            handle: 7,
+            kind: LockKind::LockPosix,
+            lost: lost.clone(),
+        };
+        holdings.lock_granted(FILE, lock);
+        assert_eq!(holdings.lock_kind(FILE, 1), Some(LockKind::LockPosix));
+        assert_eq!(holdings.lose_locks(), 1);
+        assert!(lost.load(Ordering::Acquire));
+        assert!(!holdings.owner_unlocked(FILE, 1));
+    }
+}

@@ -1,0 +1,78 @@
+//! Two mounts of one volume: what one does the other sees, and locks hold between them.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+use std::time::Duration;
+
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use tests::cluster::{Cluster, wait_until};
+
+/// What close-to-open and timeouts of 1 s allow another mount to be behind, with room.
+const SEEN_WITHIN: Duration = Duration::from_secs(5);
+
+#[test]
+fn two_mounts_see_each_others_changes() {
+    let cluster = Cluster::two_hosts();
+    let (one, two) = (
+        cluster.mount("client", "gfs01:/v01", ""),
+        cluster.mount("client", "gfs02:/v01", ""),
+    );
+    fs::write(one.join("a"), "from one").unwrap();
+    assert_eq!(fs::read_to_string(two.join("a")).unwrap(), "from one");
+    fs::write(two.join("a"), "from two, longer").unwrap();
+    assert_eq!(
+        fs::read_to_string(one.join("a")).unwrap(),
+        "from two, longer"
+    );
+    fs::create_dir(one.join("d")).unwrap();
+    fs::rename(one.join("a"), one.join("d/b")).unwrap();
+    wait_until(SEEN_WITHIN, "the other mount sees the rename", || {
+        two.join("d/b").exists() && !two.join("a").exists()
+    });
+    fs::remove_file(two.join("d/b")).unwrap();
+    wait_until(SEEN_WITHIN, "the other mount sees the unlink", || {
+        !one.join("d/b").exists()
+    });
+}
+
+#[test]
+fn locks_hold_between_mounts_and_a_locked_counter_loses_nothing() {
+    const ROUNDS: usize = 200;
+    let cluster = Cluster::two_hosts();
+    let mounts = [
+        cluster.mount("client", "gfs01:/v01", ""),
+        cluster.mount("client", "gfs02:/v01", ""),
+    ];
+    fs::write(mounts[0].join("counter"), "0").unwrap();
+    let held = File::open(mounts[0].join("counter")).unwrap();
+    flock(&held, FlockOperation::LockExclusive).unwrap();
+    let other = File::open(mounts[1].join("counter")).unwrap();
+    assert_eq!(
+        flock(&other, FlockOperation::NonBlockingLockExclusive),
+        Err(Errno::WOULDBLOCK)
+    );
+    flock(&held, FlockOperation::Unlock).unwrap();
+    flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
+    drop((held, other));
+
+    std::thread::scope(|scope| {
+        for mount in &mounts {
+            scope.spawn(|| {
+                let path = mount.join("counter");
+                let file = File::options().read(true).write(true).open(path).unwrap();
+                for _ in 0..ROUNDS {
+                    flock(&file, FlockOperation::LockExclusive).unwrap();
+                    let mut text = [0u8; 16];
+                    let len = file.read_at(&mut text, 0).unwrap();
+                    let count: usize = std::str::from_utf8(&text[..len]).unwrap().parse().unwrap();
+                    file.write_all_at((count + 1).to_string().as_bytes(), 0)
+                        .unwrap();
+                    flock(&file, FlockOperation::Unlock).unwrap();
+                }
+            });
+        }
+    });
+    let counted = fs::read_to_string(mounts[1].join("counter")).unwrap();
+    assert_eq!(counted, (2 * ROUNDS).to_string(), "an increment was lost");
+}

@@ -153,6 +153,13 @@ impl Replica {
                 let mut memory = self.lock_memory();
                 memory.clear();
                 memory.import(&ordered.table, &ordered.sessions);
+                drop(memory);
+                // Only a copy that holds them may be chosen as primary.
+                let kind = AckKind::AckTable.into();
+                self.answer(Ack {
+                    kind,
+                    ..Default::default()
+                });
             }
             let Some(change) = ordered.change else {
                 continue;

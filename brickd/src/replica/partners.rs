@@ -158,6 +158,10 @@ impl Replica {
             }
             let answer = match ack.kind() {
                 AckKind::AckConfirm => continue,
+                AckKind::AckTable => {
+                    self.event(|core, now| core.table_held(from, now));
+                    continue;
+                }
                 AckKind::AckHeld => Answer::Held,
                 AckKind::AckApplied => Answer::Applied,
                 AckKind::AckFailed => self.failed(from, &ack, unanswered),

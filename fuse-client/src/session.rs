@@ -90,7 +90,7 @@ pub struct Mounted {
     pub host: String,
     /// Where the volume is mounted.
     pub mount_point: String,
-    /// How long a request waits for a lost brick before it fails; `None` = for ever.
+    /// How long a request waits for a lost brick before it fails; `None` = as the volume says.
     pub io_timeout: Option<Duration>,
 }
 
@@ -151,7 +151,14 @@ impl Session {
     /// [`FsError::Io`] when a [`Effect::Once`] call may or may not have been done by a session
     /// that was fenced. Failures of operations are in the [`Answer`].
     pub fn call(&self, call: Call<'_>) -> Result<Answer, FsError> {
-        let waiting = Waiting::of(&call.caller, self.mounted.io_timeout);
+        let io_timeout = self
+            .mounted
+            .io_timeout
+            .or_else(|| match self.view.current().0 {
+                Volume::Present(volume) => volume.io_timeout,
+                Volume::Absent => None,
+            });
+        let waiting = Waiting::of(&call.caller, io_timeout);
         self.call_while(call, &waiting)
     }
 

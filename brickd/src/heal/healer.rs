@@ -104,6 +104,10 @@ impl<'a> Healer<'a> {
     /// Heals until it is stopped or the copy is gone. What was carried and not confirmed stays
     /// marked; whoever goes on later calls [`PartnerMarks::lost`] first.
     pub fn run(mut self) -> HealError {
+        // What this healer finds equal must not be in the copy's memory alone.
+        if let Err(gone) = self.port.confirmed_sync(0) {
+            return gone.into();
+        }
         loop {
             if let Err(error) = self.turn() {
                 return error;

@@ -142,7 +142,8 @@ fn dispatch(
                 host.links().serve_watch(connection)
             }
         }
-        Role::Stream => match host.replica(&hello) {
+        Role::Stream | Role::Tail => match host.replica(&hello) {
+            Ok(replica) if hello.role() == Role::Tail => replica.give_tail(connection, &hello),
             Ok(replica) => replica.follow(connection, &hello),
             Err(refusal) => refuse(&mut connection, host, refusal),
         },

@@ -40,14 +40,17 @@ pub enum MarkState {
 
 impl RangeValue for MarkState {
     fn joined(self, other: Self) -> Self {
-        if self == other {
-            self
-        } else {
-            MarkState::Pending
+        match (self, other) {
+            (MarkState::Carried(one), MarkState::Carried(two)) => MarkState::Carried(one.max(two)),
+            _ if self == other => self,
+            _ => MarkState::Pending,
         }
     }
     fn joins_neighbour(self, other: Self) -> bool {
-        self == other
+        match (self, other) {
+            (MarkState::Carried(_), MarkState::Carried(_)) => true,
+            _ => self == other,
+        }
     }
 }
 

@@ -159,7 +159,10 @@ impl Replica {
             let answer = match ack.kind() {
                 AckKind::AckConfirm => continue,
                 AckKind::AckHeld => Answer::Held,
-                AckKind::AckApplied => Answer::Applied,
+                AckKind::AckApplied => {
+                    self.absent.applied_by(from, ack.number);
+                    Answer::Applied
+                }
                 AckKind::AckFailed => self.failed(from, &ack, unanswered),
             };
             if answer != Answer::Held {

@@ -188,6 +188,9 @@ impl Replica {
                     return Err(FrameError::Closed);
                 }
             }
+            // The primary speaks for itself; of other backups it may mean those that are left.
+            self.absent.applied_by_up_to(from, ordered.complete);
+            self.absent.fsync_ordered(&change);
             let numbered = Arc::new(Numbered {
                 change,
                 payload: frame.payload,

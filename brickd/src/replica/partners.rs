@@ -168,7 +168,10 @@ impl Replica {
                     continue;
                 }
                 AckKind::AckHeld => Answer::Held,
-                AckKind::AckApplied => Answer::Applied,
+                AckKind::AckApplied => {
+                    self.absent.applied_by(from, ack.number);
+                    Answer::Applied
+                }
                 AckKind::AckFailed => self.failed(from, &ack, unanswered),
             };
             if answer != Answer::Held {

@@ -336,6 +336,24 @@ fn a_copy_that_was_rolled_back_is_compared_and_gets_what_differs() {
     );
 }
 
+/// It cannot come to be but by both sides having gone alone, or by hand.
+#[test]
+fn an_object_of_another_type_is_replaced() {
+    for order in [3, 1 << 30] {
+        let rig = Rig::new(Tree::new(), 14);
+        let dir = make(&rig, Gfid::ROOT, "dir", 1 << 20, DIR);
+        copy_goes_out(&rig);
+        make(&rig, dir, "x", order, DIR);
+        let theirs = rig.source.tree.lock().unwrap().clone();
+        unlink(&rig, dir, "x");
+        let file = make(&rig, dir, "x", order, FILE);
+        write(&rig, file, 0, b"content");
+        rig.copy_holds(theirs);
+        rig.marks.mark_everything().unwrap();
+        heal(&rig);
+    }
+}
+
 #[test]
 fn a_comparison_goes_on_where_it_was() {
     let rig = Rig::new(Tree::new(), 11);

@@ -163,6 +163,7 @@ impl<'a> Healer<'a> {
             return Ok(());
         }
         self.port.quiet();
+        self.check_stopped()?;
         self.marks().wait(IDLE);
         Ok(())
     }

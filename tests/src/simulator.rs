@@ -19,6 +19,7 @@ mod network;
 mod primary;
 mod random;
 mod registry;
+mod stream;
 mod world;
 
 use world::World;

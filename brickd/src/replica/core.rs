@@ -22,7 +22,11 @@ mod join;
 mod lease;
 mod order;
 mod out;
+#[cfg(test)]
+mod scenarios;
 mod start;
+#[cfg(test)]
+mod testing;
 pub mod types;
 mod wishes;
 
@@ -96,6 +100,8 @@ pub struct Core {
     // Backup and syncing copy.
     last_beacon_ms: u64,
     client_heard_ms: Option<u64>,
+    /// When a client with a session last asked something of this copy as primary.
+    client_here_ms: Option<u64>,
     incoming: Option<Incoming>,
     /// Numbers received that are not known to be complete.
     received: BTreeSet<u64>,
@@ -178,8 +184,18 @@ struct Syncing {
 struct Switch {
     brick: BrickId,
     since_ms: u64,
-    /// The table is sent, the epoch with it is proposed.
-    proposed: bool,
+    stage: Stage,
+}
+
+/// How far a switch has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Stage {
+    /// What is in flight is answered first.
+    Draining,
+    /// The table is sent; the copy has not said that it holds it.
+    Table,
+    /// Its answers are required, the epoch with it is proposed.
+    Proposed,
 }
 
 /// The stream a primary opened to this copy.

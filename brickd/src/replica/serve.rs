@@ -263,6 +263,7 @@ impl Replica {
     }
 
     fn wait_until_readable(&self) -> Result<(), Unanswered> {
+        self.lock_core().client_here(now_ms());
         let give_up_ms = now_ms() + PATIENCE.as_millis() as u64;
         loop {
             let now = now_ms();

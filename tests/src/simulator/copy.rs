@@ -4,13 +4,12 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use brickd::brick::store::StoredState;
 use brickd::replica::core::{Answer, Command, Core, Gone, Role, Timing};
-use mortar_common::{BrickId, Incarnation};
-use mortar_proto::data::{CopyState, EpochRef};
-use mortar_proto::registry::Epoch;
+use mortar_common::Incarnation;
+use mortar_proto::data::EpochRef;
 
 use super::heal::Heal;
 use super::message::{
-    Cell, Change, ClientNo, Event, HostNo, Key, Message, Note, Outcome, Step, Table,
+    Cell, Change, ClientNo, Event, HostNo, Key, Message, Note, Outcome, Step, Stored, Table,
 };
 use super::world::{KEYS, World};
 
@@ -36,6 +35,8 @@ pub struct Copy {
     /// A power cut, or the end of a backup that held changes, took something since it was last in
     /// sync.
     pub lost: bool,
+    /// It went alone since it was last healed: nobody else knows what it did.
+    pub went_alone: bool,
     pub memory: Memory,
 }
 
@@ -64,13 +65,16 @@ pub struct Memory {
     // Backup.
     pub incoming: Option<usize>,
     pub was_in_sync: bool,
+    pub disk_failed: bool,
     // What partners may lack.
     pub since: Vec<BTreeMap<Key, u64>>,
     pub known: Vec<bool>,
     pub sure: Vec<bool>,
     pub tails: Vec<Option<Vec<Key>>>,
+    /// The partner went alone, on a way of its own.
+    pub strays: Vec<bool>,
     pub joined_at: u64,
-    queries: BTreeMap<HostNo, u64>,
+    pub queries: BTreeMap<HostNo, u64>,
 }
 
 /// A change in the queue of its register.
@@ -95,6 +99,7 @@ impl Copy {
             disk,
             stored: StoredState::default(),
             lost: false,
+            went_alone: false,
             memory: Memory::new(copies),
         }
     }
@@ -107,6 +112,7 @@ impl Memory {
             known: vec![false; copies],
             sure: vec![false; copies],
             tails: vec![None; copies],
+            strays: vec![false; copies],
             ..Memory::default()
         }
     }
@@ -174,6 +180,31 @@ impl World {
             copy.disk.table = copy.durable.table.clone();
             copy.durable = copy.disk.clone();
         }
+    }
+
+    /// The brick says goodbye and ends a little later.
+    pub fn stop_host(&mut self, host: HostNo) {
+        let life = self.copies[host].life;
+        if life == 0 || !self.runs(host) {
+            return;
+        }
+        self.with_core(host, |core, now| core.stop(now));
+        for other in (0..self.copies.len()).filter(|other| *other != host) {
+            self.note(host, other, Note::Goodbye { incarnation: life });
+        }
+        let at = self.now + self.random.between(1, 80);
+        self.at(at, Event::End { host, life });
+    }
+
+    /// From here on nothing can be applied, and the state machine is told.
+    pub fn fail_disk(&mut self, host: HostNo) {
+        if self.copies[host].life == 0 || !self.runs(host) {
+            return;
+        }
+        self.copies[host].memory.disk_failed = true;
+        self.with_core(host, |core, now| {
+            core.disk_failed("the disk failed".to_owned(), now)
+        });
     }
 
     pub fn on_tick(&mut self, host: HostNo, life: u64) {
@@ -263,16 +294,12 @@ impl World {
             } => {
                 let life = self.copies[host].life;
                 let at = self.now + self.random.between(1, 12);
-                self.at(
-                    at,
-                    Event::Stored {
-                        host,
-                        life,
-                        epoch,
-                        history,
-                        alone,
-                    },
-                );
+                let stored = Stored {
+                    epoch,
+                    history,
+                    alone,
+                };
+                self.at(at, Event::Stored { host, life, stored });
             }
             Command::Mark { brick, epoch, .. } => self.mark(host, World::host_of(brick), epoch),
             Command::StartHeal(brick) => self.start_heal(host, World::host_of(brick)),
@@ -283,7 +310,12 @@ impl World {
         }
     }
 
-    pub fn on_stored(&mut self, host: HostNo, epoch: Epoch, history: Vec<EpochRef>, alone: bool) {
+    pub fn on_stored(&mut self, host: HostNo, stored: Stored) {
+        let Stored {
+            epoch,
+            history,
+            alone,
+        } = stored;
         let named = EpochRef {
             number: epoch.number,
             id: epoch.id,
@@ -296,6 +328,7 @@ impl World {
         if alone {
             self.trace(|| format!("host {host} goes alone in {}", named.number));
             self.lone.push((host, named, history));
+            self.copies[host].went_alone = true;
         }
         self.with_core(host, |core, now| core.stored(named, now));
         self.note_joined(host);
@@ -377,6 +410,19 @@ impl World {
             self.schedule_apply(host, key);
         }
         let number = job.change.number;
+        if self.copies[host].memory.disk_failed {
+            if let Some(stream) = job.stream {
+                self.send(
+                    stream,
+                    host,
+                    Message::Ack {
+                        number,
+                        answer: Answer::Failed,
+                    },
+                );
+            }
+            return;
+        }
         if !job.skip {
             self.apply(host, &job.change);
         }
@@ -421,156 +467,6 @@ impl World {
             .is_some_and(|ahead| ahead.0 == change.number)
         {
             copy.memory.ahead.remove(&change.key);
-        }
-    }
-
-    // ------------------------------------------------------------ notes and streams
-
-    pub fn on_note(&mut self, from: HostNo, from_life: u64, host: HostNo, note: Note) {
-        let brick = World::brick(from);
-        match note {
-            Note::Beacon { epoch, sent } => {
-                self.with_core(host, |core, now| core.beacon(brick, epoch, sent, now));
-            }
-            Note::BeaconAnswer { epoch, sent } => {
-                self.with_core(host, |core, now| {
-                    core.beacon_answer(brick, epoch, sent, now)
-                });
-            }
-            Note::Query(id) => {
-                let state = Box::new(self.state_of(host));
-                self.note(host, from, Note::State(id, state));
-            }
-            Note::State(id, state) => {
-                if self.copies[host].memory.queries.get(&from) == Some(&id) {
-                    self.with_core(host, |core, now| core.copy_state(*state, now));
-                }
-            }
-            Note::Open {
-                conn,
-                incarnation,
-                from_incarnation,
-                epoch,
-                joined,
-            } => {
-                if self.copies[host].life != incarnation {
-                    return;
-                }
-                self.on_open(host, from, from_incarnation, conn, epoch, joined);
-            }
-            Note::Opened {
-                conn,
-                last_number,
-                tail,
-            } => {
-                self.on_opened(host, from, conn, last_number, tail);
-            }
-            Note::NotOpened { conn } => {
-                self.copies[host]
-                    .memory
-                    .opening
-                    .retain(|_, opening| *opening != conn);
-            }
-            Note::TailRequest { epoch } => {
-                // Only in the new epoch is the old primary's stream shut for good.
-                let core = self.copies[host].core.as_ref();
-                if core
-                    .is_some_and(|core| core.epoch_ref() == epoch && *core.role() == Role::Backup)
-                {
-                    let changes = self.copies[host].memory.kept.values().copied().collect();
-                    self.note(host, from, Note::Tail { epoch, changes });
-                }
-            }
-            Note::Tail { epoch, changes } => {
-                let core = self.copies[host].core.as_ref();
-                if core.is_some_and(|core| core.epoch_ref() == epoch) && from_life != 0 {
-                    self.on_tail(host, from, changes);
-                }
-            }
-        }
-    }
-
-    fn state_of(&self, host: HostNo) -> CopyState {
-        let Some(core) = &self.copies[host].core else {
-            return CopyState::default();
-        };
-        CopyState {
-            brick: World::brick(host).0,
-            incarnation: self.copies[host].life,
-            epoch: Some(core.epoch_ref()),
-            history: core.history().to_vec(),
-            alone: core.alone(),
-            serving: *core.role() == Role::Primary,
-            last_number: core.last_number(),
-            ..CopyState::default()
-        }
-    }
-
-    pub fn on_stream(&mut self, conn: usize, host: HostNo, message: Message) {
-        let ends = self.network.conns[conn].clone();
-        let (side, other) = if ends.from.0 == host {
-            (ends.from, ends.to)
-        } else {
-            (ends.to, ends.from)
-        };
-        if !ends.alive || self.copies[host].life != side.1 || side.1 == 0 {
-            return;
-        }
-        match message {
-            Message::Change {
-                change,
-                complete,
-                skip,
-            } => {
-                self.on_change(host, conn, other.0, change, complete, skip);
-            }
-            Message::Ack { number, answer } => {
-                if self.copies[host].memory.streams.get(&other.0) == Some(&conn) {
-                    self.on_ack(host, other.0, number, answer);
-                }
-            }
-            Message::Table { table, number } => {
-                let copy = &mut self.copies[host];
-                copy.disk.table = table;
-                copy.memory.joined_at = number;
-                copy.memory
-                    .known
-                    .iter_mut()
-                    .for_each(|known| *known = false);
-            }
-            Message::SyncRequest(token) => {
-                let synced = self.sync(host);
-                self.send(conn, host, Message::SyncDone { token, synced });
-            }
-            Message::SyncDone { token, synced } => self.on_sync_done(host, other.0, token, synced),
-            Message::Synced {
-                host: whose,
-                number,
-            } => self.on_synced(host, other.0, whose, number),
-        }
-    }
-
-    pub fn on_stream_down(&mut self, conn: usize, host: HostNo) {
-        let ends = self.network.conns[conn].clone();
-        let memory = &mut self.copies[host].memory;
-        if memory.incoming == Some(conn) {
-            memory.incoming = None;
-        }
-        let side = if ends.from.0 == host {
-            ends.from
-        } else {
-            ends.to
-        };
-        if self.copies[host].life != side.1 {
-            return;
-        }
-        let other = ends.to.0;
-        let memory = &mut self.copies[host].memory;
-        memory.opening.retain(|_, opening| *opening != conn);
-        if ends.from.0 == host && memory.streams.get(&other) == Some(&conn) {
-            memory.streams.remove(&other);
-            let brick: BrickId = World::brick(other);
-            self.with_core(host, |core, now| core.stream_down(brick, now));
         }
     }
 }

@@ -17,6 +17,10 @@ pub enum Fault {
     Kill(HostNo),
     /// What is not synced is lost, any part of it.
     PowerCut(HostNo),
+    /// An orderly stop: the others hear a goodbye.
+    Stop(HostNo),
+    /// The disk takes no change any more, until the brick is started again.
+    DiskFails(HostNo),
     /// The process stands still.
     Pause(HostNo, u64),
     /// One direction is cut.
@@ -61,13 +65,15 @@ impl World {
         let host = self.random.below(self.hosts.len());
         let copy = self.random.below(self.copies.len());
         let other = (host + 1 + self.random.below(self.hosts.len() - 1)) % self.hosts.len();
-        match self.random.below(11) {
+        match self.random.below(13) {
             0..3 => Fault::Kill(if self.random.chance(80) { copy } else { host }),
             3 | 4 => Fault::PowerCut(copy),
             5 => Fault::Pause(copy, until),
             6 => Fault::CutWay(host, other),
             7 | 8 => Fault::CutLink(host, other),
             9 => Fault::Isolate(host),
+            10 => Fault::Stop(copy),
+            11 => Fault::DiskFails(copy),
             _ => Fault::CutClient(self.random.below(2), copy),
         }
     }
@@ -78,6 +84,8 @@ impl World {
         match fault {
             Fault::Kill(host) => self.end_host(host, true),
             Fault::PowerCut(host) => self.end_host(host, false),
+            Fault::Stop(host) => self.stop_host(host),
+            Fault::DiskFails(host) => self.fail_disk(host),
             Fault::Pause(host, until) => {
                 let host = &mut self.hosts[host];
                 host.paused_until = host.paused_until.max(until);
@@ -97,6 +105,10 @@ impl World {
         self.trace(|| format!("mended {number}: {fault:?}"));
         match fault {
             Fault::Kill(host) | Fault::PowerCut(host) => self.start_host(host),
+            Fault::Stop(host) | Fault::DiskFails(host) => {
+                self.end_host(host, true);
+                self.start_host(host);
+            }
             Fault::Pause(..) => {}
             Fault::CutWay(from, to) => self.network.mend(from, to),
             Fault::CutLink(..) | Fault::Isolate(_) => {

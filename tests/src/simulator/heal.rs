@@ -58,7 +58,9 @@ impl World {
         }
         let mut heal = Heal::default();
         let tail = memory.tails[target].take();
-        let fine = memory.known[target] && (memory.sure[target] || tail.is_some());
+        let fine = memory.known[target]
+            && !memory.strays[target]
+            && (memory.sure[target] || tail.is_some());
         let since = std::mem::take(&mut memory.since[target]);
         let keys: Vec<Key> = if fine {
             since.into_keys().chain(tail.unwrap_or_default()).collect()
@@ -333,5 +335,6 @@ impl World {
             copy.memory.known.iter_mut().for_each(|known| *known = true);
         }
         copy.lost &= !backup;
+        copy.went_alone &= !backup;
     }
 }

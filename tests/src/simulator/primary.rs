@@ -3,19 +3,21 @@
 use std::collections::BTreeSet;
 
 use brickd::replica::core::{Answer, Core, NotNow, Role, WaitFor};
-use mortar_common::BrickId;
-use mortar_common::Incarnation;
-use mortar_proto::data::EpochRef;
 
 use super::Bug;
 use super::copy::Job;
-use super::message::{Ask, Change, ClientNo, HostNo, Key, Message, Note, Outcome, Step, Told};
-use super::network::Conn;
+use super::message::{Ask, Change, ClientNo, HostNo, Message, Note, Outcome, Request, Step, Told};
 use super::world::World;
 
 impl World {
     /// A client's request arrives.
-    pub fn on_ask(&mut self, client: ClientNo, host: HostNo, seq: u64, ask: Ask, epoch: u64) {
+    pub fn on_ask(&mut self, host: HostNo, request: Request) {
+        let Request {
+            client,
+            seq,
+            ask,
+            epoch,
+        } = request;
         if !self.hosts[host].up {
             return;
         }
@@ -46,20 +48,27 @@ impl World {
                 return self.tell(client, host, seq, Told::Later, true);
             }
         }
+        let now = self.clock(host);
+        if let Some(core) = &mut self.copies[host].core {
+            core.client_here(now);
+        }
+        let Some(core) = self.copies[host].core.as_ref() else {
+            return;
+        };
         match ask {
             Ask::Read(key) => {
                 let value = self.copies[host].disk.cells[key as usize].value;
                 self.answer_as_read(client, host, seq, Outcome::Value(value));
             }
-            _ if *core.role() == Role::Primary => self.order_change(client, host, seq, ask),
+            _ if *core.role() == Role::Primary => self.judge_change(host, request),
             _ => {
-                let told = self.told_why(host, core.may_read(self.clock(host)).err());
+                let told = self.told_why(core.may_read(self.clock(host)).err());
                 self.tell(client, host, seq, told, by_primary);
             }
         }
     }
 
-    fn told_why(&self, _host: HostNo, why: Option<NotNow>) -> Told {
+    fn told_why(&self, why: Option<NotNow>) -> Told {
         match why {
             Some(NotNow::NotPrimary(primary)) => Told::Elsewhere(primary.map(World::host_of)),
             _ => Told::Later,
@@ -75,7 +84,7 @@ impl World {
         let primary = *core.role() == Role::Primary;
         let unchecked = self.bug == Bug::NoLease && primary;
         let told = match core.may_read(now) {
-            Err(why) if !unchecked => self.told_why(host, Some(why)),
+            Err(why) if !unchecked => self.told_why(Some(why)),
             _ => {
                 let number = core.epoch().number;
                 if number < self.answered_in && !self.is_split() {
@@ -91,30 +100,39 @@ impl World {
         self.tell(client, host, seq, told, primary);
     }
 
-    fn order_change(&mut self, client: ClientNo, host: HostNo, seq: u64, ask: Ask) {
+    /// Judges a change against the state after all ordered changes.
+    fn judge_change(&mut self, host: HostNo, request: Request) {
+        let Request {
+            client, seq, ask, ..
+        } = request;
         let key = ask.key();
         let copy = &self.copies[host];
         let ahead = copy.memory.ahead.get(&key).copied();
         let held = ahead.map_or(copy.disk.cells[key as usize].value, |ahead| ahead.1);
         let (outcome, value) = Outcome::of(ask, held);
-        if outcome != Outcome::Done {
-            if ahead.is_some() {
-                // It would be seen before it is certain.
-                return self.tell(client, host, seq, Told::Later, true);
-            }
-            let now = self.clock(host);
-            if self.copies[host]
-                .core
-                .as_ref()
-                .is_some_and(|core| core.may_read(now).is_ok())
-            {
-                self.copies[host]
-                    .memory
-                    .judged
-                    .insert(client, (seq, outcome));
-            }
-            return self.answer_as_read(client, host, seq, outcome);
+        if outcome == Outcome::Done {
+            return self.order_change(host, request, value);
         }
+        if ahead.is_some() {
+            // It would be seen before it is certain.
+            return self.tell(client, host, seq, Told::Later, true);
+        }
+        let now = self.clock(host);
+        let copy = &mut self.copies[host];
+        if copy
+            .core
+            .as_ref()
+            .is_some_and(|core| core.may_read(now).is_ok())
+        {
+            copy.memory.judged.insert(client, (seq, outcome));
+        }
+        self.answer_as_read(client, host, seq, outcome);
+    }
+
+    fn order_change(&mut self, host: HostNo, request: Request, value: Option<u64>) {
+        let Request {
+            client, seq, ask, ..
+        } = request;
         let now = self.clock(host);
         let Some(core) = self.copies[host].core.as_mut() else {
             return;
@@ -122,7 +140,7 @@ impl World {
         let ordered = match core.order(WaitFor::Everyone, now) {
             Ok(ordered) => ordered,
             Err(why) => {
-                let told = self.told_why(host, Some(why));
+                let told = self.told_why(Some(why));
                 return self.tell(client, host, seq, told, true);
             }
         };
@@ -131,27 +149,23 @@ impl World {
         } else {
             Step::Set(value)
         };
+        let (number, epoch, key) = (ordered.number, ordered.epoch, ask.key());
         let change = Change {
-            number: ordered.number,
-            epoch: ordered.epoch,
+            number,
+            epoch,
             key,
             step,
             client,
             seq,
         };
         let memory = &mut self.copies[host].memory;
-        memory.kept.insert(change.number, change);
-        memory.unapplied.insert(change.number);
-        memory.waiting.insert(change.number, client);
+        memory.kept.insert(number, change);
+        memory.unapplied.insert(number);
+        memory.waiting.insert(number, client);
         memory.ordered.insert(client, seq);
-        memory.ahead.insert(key, (change.number, value));
+        memory.ahead.insert(key, (number, value));
         self.remember_changed(host, &change);
-        self.trace(|| {
-            format!(
-                "host {host} orders {} client {client} #{seq} {ask:?}",
-                change.number
-            )
-        });
+        self.trace(|| format!("host {host} orders {number} client {client} #{seq} {ask:?}"));
         if self.bug == Bug::ApplyEarly {
             self.apply(host, &change);
             self.copies[host].memory.ahead.remove(&key);
@@ -314,153 +328,6 @@ impl World {
         let complete = self.copies[host].core.as_ref().map_or(0, Core::complete);
         let memory = &mut self.copies[host].memory;
         memory.kept = memory.kept.split_off(&(complete + 1));
-    }
-
-    // ------------------------------------------------------------ streams
-
-    pub fn open_stream(
-        &mut self,
-        host: HostNo,
-        to: BrickId,
-        incarnation: Incarnation,
-        joined: bool,
-        epoch: EpochRef,
-    ) {
-        let to = World::host_of(to);
-        let life = self.copies[host].life;
-        if self.copies[host].memory.streams.contains_key(&to) {
-            return;
-        }
-        if let Some(conn) = self.copies[host].memory.opening.get(&to) {
-            // An attempt in progress is left alone, but one that got lost is given up.
-            if self.random.chance(70) {
-                return;
-            }
-            let conn = *conn;
-            self.break_conn(conn, 1, 5);
-        }
-        let conn = self.network.conns.len();
-        self.network.conns.push(Conn {
-            from: (host, life),
-            to: (to, incarnation.0),
-            alive: true,
-            open: false,
-        });
-        self.copies[host].memory.opening.insert(to, conn);
-        let note = Note::Open {
-            conn,
-            incarnation: incarnation.0,
-            from_incarnation: life,
-            epoch,
-            joined,
-        };
-        self.note(host, to, note);
-    }
-
-    pub fn on_open(
-        &mut self,
-        host: HostNo,
-        from: HostNo,
-        from_life: u64,
-        conn: usize,
-        epoch: EpochRef,
-        joined: bool,
-    ) {
-        if !self.network.conns[conn].alive {
-            return;
-        }
-        let now = self.clock(host);
-        let Some(core) = self.copies[host].core.as_mut() else {
-            return;
-        };
-        let numbers = core.tail();
-        let brick = World::brick(from);
-        match core.accepts_stream(brick, Incarnation(from_life), epoch, joined, now) {
-            Err(why) => {
-                self.trace(|| format!("host {host} refuses the stream of host {from}: {why}"));
-                self.note(host, from, Note::NotOpened { conn });
-            }
-            Ok(commands) => {
-                if let Some(old) = self.copies[host].memory.incoming.replace(conn) {
-                    self.break_conn(old, 1, 20);
-                }
-                let memory = &self.copies[host].memory;
-                // What it may have that nobody else has, as far as this life remembers.
-                let tail: Option<Vec<Key>> = memory.was_in_sync.then(|| {
-                    let kept = numbers.iter().filter_map(|number| memory.kept.get(number));
-                    kept.map(|change| change.key).collect()
-                });
-                let last_number = memory.received_to;
-                self.network.conns[conn].open = true;
-                self.note(
-                    host,
-                    from,
-                    Note::Opened {
-                        conn,
-                        last_number,
-                        tail,
-                    },
-                );
-                self.carry_out(host, commands);
-            }
-        }
-    }
-
-    pub fn on_opened(
-        &mut self,
-        host: HostNo,
-        from: HostNo,
-        conn: usize,
-        last_number: u64,
-        tail: Option<Vec<Key>>,
-    ) {
-        let ends = self.network.conns[conn].clone();
-        if !ends.alive
-            || ends.from != (host, self.copies[host].life)
-            || self.copies[host].memory.opening.get(&from) != Some(&conn)
-        {
-            return;
-        }
-        let memory = &mut self.copies[host].memory;
-        memory.opening.remove(&from);
-        memory.streams.insert(from, conn);
-        memory.tails[from] = tail;
-        let brick = World::brick(from);
-        let life = Incarnation(ends.to.1);
-        let required = self.copies[host]
-            .core
-            .as_ref()
-            .is_some_and(|core| core.required().contains(&brick));
-        // First what it was sent and did not answer, or never got, then anything new.
-        if required {
-            let complete = self.copies[host].core.as_ref().map_or(0, Core::complete);
-            let memory = &self.copies[host].memory;
-            let resend: Vec<Change> = memory.kept.values().copied().collect();
-            for change in resend {
-                self.send(
-                    conn,
-                    host,
-                    Message::Change {
-                        change,
-                        complete,
-                        skip: false,
-                    },
-                );
-            }
-        }
-        self.trace(|| format!("host {host} has a stream to host {from}, which has {last_number}"));
-        self.with_core(host, |core, now| {
-            core.stream_up(brick, life, last_number, now)
-        });
-    }
-
-    pub fn close_stream(&mut self, host: HostNo, to: HostNo) {
-        let memory = &mut self.copies[host].memory;
-        let opening = memory.opening.remove(&to);
-        let stream = memory.streams.remove(&to);
-        for conn in opening.into_iter().chain(stream) {
-            self.break_conn(conn, 1, 20);
-        }
     }
 
     // ------------------------------------------------------------ recovery

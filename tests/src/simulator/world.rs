@@ -24,6 +24,8 @@ const TRACE_LINES: usize = 400;
 pub struct Host {
     pub up: bool,
     pub paused_until: u64,
+    /// What came for it meanwhile.
+    backlog: VecDeque<Event>,
     offset_ms: u64,
     /// Its clock runs this many thousandths too fast.
     drift: u64,
@@ -80,6 +82,7 @@ impl World {
             .map(|_| Host {
                 up: true,
                 paused_until: 0,
+                backlog: VecDeque::new(),
                 offset_ms: random.between(1_000, 10_000_000),
                 drift: random.between(0, 10),
             })
@@ -125,11 +128,16 @@ impl World {
     pub fn run(mut self) -> Result<Summary, Box<Failure>> {
         while let Some(((time, _), event)) = self.events.pop_first() {
             self.now = time;
-            let paused_until = event_host(&event).map_or(0, |host| self.hosts[host].paused_until);
-            if paused_until > time {
-                self.at(paused_until, event);
-            } else {
-                self.handle(event);
+            match event_host(&event).map(|host| (host, &mut self.hosts[host])) {
+                // Nothing overtakes what came while the process stood still.
+                Some((host, state)) if state.paused_until > time || !state.backlog.is_empty() => {
+                    state.backlog.push_back(event);
+                    if state.backlog.len() == 1 {
+                        let until = state.paused_until;
+                        self.at(until, Event::Resume(host));
+                    }
+                }
+                _ => self.handle(event),
             }
             if self.failure.is_some() || self.finished {
                 break;
@@ -197,87 +205,51 @@ impl World {
             })
     }
 
+    fn resume(&mut self, host: HostNo) {
+        if self.hosts[host].paused_until > self.now {
+            let until = self.hosts[host].paused_until;
+            return self.at(until, Event::Resume(host));
+        }
+        for event in std::mem::take(&mut self.hosts[host].backlog) {
+            self.handle(event);
+        }
+    }
+
     fn handle(&mut self, event: Event) {
-        let living = |world: &World, host: HostNo, life: u64| {
-            world.hosts[host].up && life != 0 && world.copies[host].life == life
+        // What was meant for a process that has ended concerns nobody.
+        let over = |(host, life): (HostNo, u64)| {
+            !self.hosts[host].up || life == 0 || self.copies[host].life != life
         };
+        if event_life(&event).is_some_and(over) {
+            return;
+        }
         match event {
             Event::Start(host) => self.start_host(host),
-            Event::Tick { host, life } if living(self, host, life) => self.on_tick(host, life),
+            Event::End { host, .. } => self.end_host(host, true),
+            Event::Resume(host) => self.resume(host),
+            Event::Tick { host, life } => self.on_tick(host, life),
             Event::Stream { conn, to, message } => self.on_stream(conn, to, message),
             Event::StreamDown { conn, at } => self.on_stream_down(conn, at),
-            Event::Note {
-                from,
-                from_life,
-                to,
-                note,
-            } if self.copies[to].life != 0 => {
-                self.on_note(from, from_life, to, note);
-            }
-            Event::Apply { host, life, key } if living(self, host, life) => {
-                self.on_apply(host, key);
-            }
-            Event::Stored {
-                host,
-                life,
-                epoch,
-                history,
-                alone,
-            } if living(self, host, life) => {
-                self.on_stored(host, epoch, history, alone);
-            }
+            Event::Note { from, to, note } => self.on_note(from, to, note),
+            Event::Apply { host, key, .. } => self.on_apply(host, key),
+            Event::Stored { host, stored, .. } => self.on_stored(host, stored),
             Event::Gone {
-                at,
-                life,
-                of,
-                of_life,
-            } if living(self, at, life) => {
-                self.on_gone(at, of, of_life);
-            }
-            Event::Sync { host, life } if living(self, host, life) => self.on_sync(host, life),
-            Event::Heal { host, life } if living(self, host, life) => self.on_heal(host, life),
-            Event::Decide {
-                host,
-                life,
-                expect,
-                next,
-                lone,
-                late,
-            } => {
-                self.on_decide(host, life, expect, next, lone, late);
-            }
+                at, of, of_life, ..
+            } => self.on_gone(at, of, of_life),
+            Event::Sync { host, life } => self.on_sync(host, life),
+            Event::Heal { host, life } => self.on_heal(host, life),
+            Event::Decide(decision) => self.on_decide(decision),
             Event::Decided {
-                host,
-                life,
-                expect,
-                what,
-            } if living(self, host, life) => {
+                host, expect, what, ..
+            } => {
                 self.with_core(host, |core, now| core.proposed(expect, what, now));
             }
-            Event::Read { host, life } if living(self, host, life) => self.on_read(host, life),
-            Event::View { host, life, view } if living(self, host, life) => {
+            Event::Read { host, life } => self.on_read(host, life),
+            Event::View { host, view, .. } => {
                 self.with_core(host, |core, now| core.view(*view, now));
             }
-            Event::Ask {
-                client,
-                host,
-                seq,
-                ask,
-                epoch,
-            } => {
-                self.on_ask(client, host, seq, ask, epoch);
-            }
-            Event::Tell {
-                client,
-                host,
-                seq,
-                told,
-                by_primary,
-                epoch,
-            } => {
-                self.clients[client].epoch = self.clients[client].epoch.max(epoch);
-                self.on_tell(client, host, seq, told, by_primary);
-            }
+            Event::Ask(host, request) => self.on_ask(host, request),
+            Event::Tell(reply) => self.on_tell(reply),
             Event::Heard { host } => {
                 let now = self.clock(host);
                 if let Some(core) = &mut self.copies[host].core {
@@ -288,8 +260,24 @@ impl World {
             Event::Fault(number) => self.inject(number),
             Event::Mend(number) => self.mend(number),
             Event::Watch => self.watch(),
-            _ => {}
         }
+    }
+}
+
+/// The life of a process that an event is meant for.
+fn event_life(event: &Event) -> Option<(HostNo, u64)> {
+    match event {
+        Event::Tick { host, life }
+        | Event::Apply { host, life, .. }
+        | Event::Stored { host, life, .. }
+        | Event::Sync { host, life }
+        | Event::Heal { host, life }
+        | Event::Decided { host, life, .. }
+        | Event::Read { host, life }
+        | Event::View { host, life, .. }
+        | Event::End { host, life } => Some((*host, *life)),
+        Event::Gone { at, life, .. } => Some((*at, *life)),
+        _ => None,
     }
 }
 
@@ -304,7 +292,7 @@ fn event_host(event: &Event) -> Option<HostNo> {
         | Event::Decided { host, .. }
         | Event::Read { host, .. }
         | Event::View { host, .. }
-        | Event::Ask { host, .. }
+        | Event::Ask(host, _)
         | Event::Heard { host } => Some(*host),
         Event::Stream { to, .. } | Event::Note { to, .. } => Some(*to),
         Event::StreamDown { at, .. } | Event::Gone { at, .. } => Some(*at),

@@ -1,7 +1,7 @@
 //! Learning epochs, storing them, acting in them.
 
 use mortar_proto::data::EpochRef;
-use mortar_proto::registry::Epoch;
+use mortar_proto::registry::{Copy, Epoch};
 
 use super::history::{self, Relation, extended, reference};
 use super::{Command, Core, Link, Proposed, RegistryView, Role, Storing, TAKEOVER_GAP};
@@ -30,7 +30,9 @@ impl Core {
             Relation::Older => self.unseen |= view.linearizable && self.epoch.number > 0,
             Relation::Diverged => {
                 let lags = !view.linearizable && theirs.number < self.epoch.number;
-                if !lags {
+                if self.alone && self.is_mine_alone(&view.epoch) {
+                    self.supersede(&view, &mut out);
+                } else if !lags {
                     self.split(&mut out);
                 }
             }
@@ -172,6 +174,41 @@ impl Core {
             lone: Vec::new(),
         };
         self.store(storing, out);
+    }
+
+    /// Whether nobody but this life of this copy may ever have acted in an epoch.
+    fn is_mine_alone(&self, epoch: &Epoch) -> bool {
+        let me = Copy {
+            brick: self.me.0,
+            incarnation: self.incarnation.0,
+        };
+        epoch.in_sync == [me] && epoch.primary == self.me.0
+    }
+
+    /// The registry was given an epoch with this copy alone (by a primary that gave its place
+    /// away) while this copy went alone in another: nothing was done in the former. A new one
+    /// follows on both.
+    fn supersede(&mut self, view: &RegistryView, out: &mut Vec<Command>) {
+        if self.storing.is_some() || !self.is_mine_alone(&self.epoch) {
+            return;
+        }
+        self.proposal = None;
+        let theirs = reference(&view.epoch);
+        let (in_sync, mine) = (self.epoch.in_sync.clone(), self.epoch.clone());
+        let epoch = self.next_epoch(mine.number.max(theirs.number), in_sync, self.me);
+        let history = extended(&self.history, [reference(&mine), theirs]);
+        let mut lone = self.lone.clone();
+        lone.push(mine);
+        self.store(
+            Storing {
+                epoch,
+                history,
+                alone: true,
+                unseen: true,
+                lone,
+            },
+            out,
+        );
     }
 
     fn refused(&mut self, current: Epoch, now_ms: u64, out: &mut Vec<Command>) {

@@ -4,7 +4,7 @@ use mortar_common::{BrickId, Incarnation};
 use mortar_proto::data::EpochRef;
 
 use super::history::{self, Relation};
-use super::{Behind, Command, Core, Incoming, Link, Role, Switch, Syncing};
+use super::{Behind, Command, Core, Incoming, Link, Role, Stage, Switch, Syncing};
 
 /// A switch whose last answers take longer is given up for now: numbering must not stand still.
 const SWITCH_DRAIN_MS: u64 = 2_000;
@@ -197,18 +197,41 @@ impl Core {
         self.switch = healed.map(|(brick, _)| Switch {
             brick: *brick,
             since_ms: now_ms,
-            proposed: false,
+            stage: Stage::Draining,
         });
     }
 
-    /// Goes on with a switch: once all is answered, the table is sent and the answers of the copy
-    /// are required. Whether the epoch is to be proposed now.
-    pub(super) fn drain_switch(&mut self, now_ms: u64, out: &mut Vec<Command>) -> bool {
-        let Some(switch) = self.switch else {
-            return false;
-        };
-        if switch.proposed {
-            return false;
+    /// This copy holds the table it was sent: from here on its answers are required.
+    pub fn table_held(&mut self, brick: BrickId, now_ms: u64) -> Vec<Command> {
+        let mut out = Vec::new();
+        if let Some(switch) = &mut self.switch
+            && switch.brick == brick
+            && switch.stage == Stage::Table
+            && let Some(copy) = self.syncing.remove(&brick)
+        {
+            switch.stage = Stage::Proposed;
+            let link = Link {
+                incarnation: copy.incarnation,
+                up: true,
+                down_ms: now_ms,
+                heard_ms: now_ms,
+                // It cannot be in the new epoch, nor ask for this place, before now.
+                lease_ms: Some(now_ms),
+                behind: None,
+                failed: false,
+            };
+            self.links.insert(brick, link);
+        }
+        self.settle(now_ms, &mut out);
+        out
+    }
+
+    /// Goes on with a switch: once all is answered, the table is sent. One that takes too long is
+    /// given up for now, as numbering stands still.
+    pub(super) fn drain_switch(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        let Some(switch) = self.switch else { return };
+        if switch.stage == Stage::Proposed {
+            return;
         }
         let drained = self.pending.is_empty()
             && self
@@ -219,37 +242,24 @@ impl Core {
                 .syncing
                 .get(&switch.brick)
                 .is_some_and(|copy| copy.unanswered.is_empty());
-        let free = self.proposal.is_none() && self.storing.is_none() && !self.unseen;
-        if !drained || !free {
-            if now_ms >= switch.since_ms + SWITCH_DRAIN_MS {
-                self.switch = None;
-                if let Some(copy) = self.syncing.get_mut(&switch.brick) {
-                    copy.quiet = false;
-                }
-                out.push(Command::StartHeal(switch.brick));
+        let free = self.proposal.is_none() && !self.unseen;
+        if switch.stage == Stage::Draining && drained && free {
+            self.switch = Some(Switch {
+                stage: Stage::Table,
+                ..switch
+            });
+            out.push(Command::SendTable(switch.brick));
+        } else if now_ms >= switch.since_ms + SWITCH_DRAIN_MS {
+            self.switch = None;
+            if switch.stage == Stage::Table {
+                // A late word of this table must not be taken for one of the next.
+                return self.give_up_syncing(switch.brick, now_ms, out);
             }
-            return false;
+            if let Some(copy) = self.syncing.get_mut(&switch.brick) {
+                copy.quiet = false;
+            }
+            out.push(Command::StartHeal(switch.brick));
         }
-        let Some(copy) = self.syncing.remove(&switch.brick) else {
-            return false;
-        };
-        out.push(Command::SendTable(switch.brick));
-        let link = Link {
-            incarnation: copy.incarnation,
-            up: true,
-            down_ms: now_ms,
-            heard_ms: now_ms,
-            // It cannot be in the new epoch, nor ask for this place, before now.
-            lease_ms: Some(now_ms),
-            behind: None,
-            failed: false,
-        };
-        self.links.insert(switch.brick, link);
-        self.switch = Some(Switch {
-            proposed: true,
-            ..switch
-        });
-        true
     }
 
     /// Asks for the streams that should be up and are not.

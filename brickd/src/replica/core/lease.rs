@@ -6,7 +6,7 @@ use mortar_proto::data::EpochRef;
 use mortar_proto::registry::Epoch;
 
 use super::history::{self, Relation};
-use super::{Command, Core, Link, NotNow, Role};
+use super::{Command, Core, Link, NotNow, Role, Votes};
 
 impl Core {
     /// Whether a read may be answered now. Ask as the answer leaves.
@@ -31,6 +31,20 @@ impl Core {
     /// A client with a session says that the primary has answered it just now.
     pub fn client_heard(&mut self, now_ms: u64) {
         self.client_heard_ms = Some(now_ms);
+    }
+
+    /// A client with a session asked this copy for something, or said that it lives.
+    ///
+    /// The first one after a while without any may mean that this copy's own way to the world is
+    /// back: the others are given the whole timeout to be heard again.
+    pub fn client_here(&mut self, now_ms: u64) {
+        let lately = self
+            .client_here_ms
+            .is_some_and(|here| now_ms < here + self.timing.witness_ms);
+        if !lately && self.votes() == Votes::Two {
+            self.forgive_silence(now_ms);
+        }
+        self.client_here_ms = Some(now_ms);
     }
 
     /// A beacon came.
@@ -152,6 +166,12 @@ impl Core {
             || self.dead.contains_key(&(brick, link.incarnation))
             || self.is_silent(link, now_ms)
             || self.is_stalled(brick, link, now_ms)
+    }
+
+    /// Whether silence is all that speaks against it.
+    pub(super) fn is_only_silent(&self, brick: BrickId, link: &Link, now_ms: u64) -> bool {
+        let known = link.failed || self.dead.contains_key(&(brick, link.incarnation));
+        self.is_silent(link, now_ms) && !known
     }
 
     /// Nothing was heard from it for the ping timeout, or its stream is down for as long.

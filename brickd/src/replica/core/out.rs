@@ -61,10 +61,12 @@ impl Core {
         out
     }
 
-    /// This copy is told to stop: it serves nothing more.
+    /// This copy is told to stop: it serves nothing more. The driver says goodbye to the others,
+    /// of whom one asks for its place; giving the place away besides would race with that.
     pub fn stop(&mut self, now_ms: u64) -> Vec<Command> {
         let mut out = Vec::new();
         self.fail("the brick was stopped".to_owned(), &mut out);
+        self.hand_over = false;
         self.settle(now_ms, &mut out);
         out
     }

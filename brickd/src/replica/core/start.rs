@@ -64,6 +64,7 @@ impl Core {
             trusted: false,
             last_beacon_ms: now_ms,
             client_heard_ms: None,
+            client_here_ms: None,
             incoming: None,
             received: BTreeSet::new(),
         };

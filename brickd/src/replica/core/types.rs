@@ -143,7 +143,8 @@ pub enum Command {
     /// Stop healing this copy: it is gone, or this one is no longer primary.
     StopHeal(BrickId),
     /// Send this copy the sessions, opens, locks and result table, behind all changes numbered so
-    /// far and before any later one.
+    /// far and before any later one; when it answers that it holds them, call
+    /// [`super::Core::table_held`].
     SendTable(BrickId),
     /// Let every change received be applied; fetch the longest tail from all other in-sync copies
     /// (they answer only once they are in this epoch, and take nothing from the old primary from

@@ -6,7 +6,7 @@ use mortar_proto::data::EpochRef;
 use mortar_proto::registry::{Copy, Epoch};
 
 use super::history::{self, extended, reference};
-use super::{Command, Core, Proposal, Role, Storing, Votes};
+use super::{Command, Core, Proposal, Role, Stage, Storing, Votes};
 
 /// Backups ask for the primary's place one after the other, this far apart.
 const TURN_MS: u64 = 200;
@@ -38,7 +38,7 @@ impl Core {
                 });
             }
         }
-        if now_ms >= self.next_read_ms && self.wants_to_read() {
+        if self.wants_to_read(now_ms) {
             self.read_registry(now_ms, &mut out);
         }
         if now_ms >= self.next_query_ms {
@@ -53,20 +53,27 @@ impl Core {
     /// its own. What came meanwhile is read before anybody is thought lost.
     fn forgive_silence_after_a_pause(&mut self, now_ms: u64) {
         if now_ms >= self.ticked_ms + PAUSE_MS {
-            self.last_beacon_ms = now_ms;
-            for link in self.links.values_mut() {
-                link.heard_ms = now_ms;
-                link.down_ms = now_ms;
-            }
-            for seen in self.states.values_mut() {
-                seen.at_ms = 0;
-            }
+            self.forgive_silence(now_ms);
         }
         self.ticked_ms = now_ms;
     }
 
+    /// The silence of others begins anew: what was not heard until now proves nothing.
+    pub(super) fn forgive_silence(&mut self, now_ms: u64) {
+        self.last_beacon_ms = now_ms;
+        for link in self.links.values_mut() {
+            link.heard_ms = now_ms;
+            link.down_ms = now_ms;
+        }
+        for seen in self.states.values_mut() {
+            seen.at_ms = 0;
+        }
+    }
+
     /// Does what the state asks for.
     pub(super) fn settle(&mut self, now_ms: u64, out: &mut Vec<Command>) {
+        // Whichever event comes first after a pause: none may conclude from the silence in it.
+        self.forgive_silence_after_a_pause(now_ms);
         if self.storing.is_some() {
             return;
         }
@@ -96,13 +103,14 @@ impl Core {
             self.correct_registry(now_ms, out);
         }
         self.begin_switch(now_ms);
+        self.drain_switch(now_ms, out);
         if self.proposal.is_none() {
             let lost = self.lost_copies(now_ms);
             if lost.is_empty() {
                 let waiting = self.links.iter().any(|(brick, link)| {
                     history::listed(&self.epoch, *brick) != Some(link.incarnation)
                 });
-                if self.drain_switch(now_ms, out) || waiting {
+                if waiting {
                     let mut in_sync = self.epoch.in_sync.clone();
                     in_sync.retain(|copy| !self.links.contains_key(&BrickId(copy.brick)));
                     in_sync.extend(self.links.iter().map(|(brick, link)| Copy {
@@ -114,8 +122,7 @@ impl Core {
             } else {
                 self.put_out(&lost, now_ms, out);
             }
-        } else if self.switch.is_some() {
-            self.drain_switch(now_ms, out);
+        } else {
             self.resume_without_quorum();
         }
         self.open_streams(now_ms, out);
@@ -128,7 +135,11 @@ impl Core {
             .proposal
             .as_ref()
             .is_some_and(|proposal| proposal.no_quorum);
-        if no_quorum && self.switch.is_some_and(|switch| switch.proposed) {
+        if no_quorum
+            && self
+                .switch
+                .is_some_and(|switch| switch.stage == Stage::Proposed)
+        {
             self.switch = None;
         }
     }
@@ -161,10 +172,13 @@ impl Core {
     }
 
     fn lost_copies(&self, now_ms: u64) -> Vec<BrickId> {
-        let lost = self
-            .links
-            .iter()
-            .filter(|(brick, link)| self.is_lost(**brick, link, now_ms));
+        // With two voters a proposal made while this side is the one that is cut off could be
+        // committed when the link is back, after the other side went on.
+        let may_judge_silence = self.votes() != Votes::Two || self.a_client_is_here(now_ms);
+        let lost = self.links.iter().filter(|(brick, link)| {
+            self.is_lost(**brick, link, now_ms)
+                && (may_judge_silence || !self.is_only_silent(**brick, link, now_ms))
+        });
         lost.map(|(brick, _)| *brick).collect()
     }
 
@@ -215,6 +229,13 @@ impl Core {
     fn primary_is_silent(&self, now_ms: u64) -> bool {
         let silent_ms = self.timing.ping_timeout_ms + self.timing.witness_ms;
         now_ms >= self.last_beacon_ms + silent_ms && !self.clients_hear_the_primary(now_ms)
+    }
+
+    /// Going alone on mere silence serves nobody when no client is there: a primary that is cut
+    /// off from everybody waits, and is healed when it hears that the other side went on.
+    fn a_client_is_here(&self, now_ms: u64) -> bool {
+        self.client_here_ms
+            .is_some_and(|here| now_ms < here + self.timing.witness_ms)
     }
 
     fn clients_hear_the_primary(&self, now_ms: u64) -> bool {
@@ -270,7 +291,7 @@ impl Core {
     fn lone_after(&self, expect: EpochRef) -> Vec<Epoch> {
         self.lone
             .iter()
-            .filter(|epoch| epoch.number > expect.number)
+            .filter(|epoch| epoch.number >= expect.number && reference(epoch) != expect)
             .cloned()
             .collect()
     }
@@ -364,7 +385,7 @@ impl Core {
                     && self.links.iter().all(|(brick, link)| {
                         let life = (*brick, link.incarnation);
                         self.died_with_its_vote(life.0, life.1)
-                            || !lately(link.heard_ms)
+                            || !lately(link.heard_ms) && self.a_client_is_here(now_ms)
                             || no_quorum && (link.failed || self.dead.contains_key(&life))
                     })
             }
@@ -441,14 +462,18 @@ impl Core {
         }
     }
 
-    fn wants_to_read(&self) -> bool {
-        !self.fresh
+    fn wants_to_read(&self, now_ms: u64) -> bool {
+        // A syncing copy may have become one of the epoch just before its primary died.
+        let seldom =
+            self.role == Role::Syncing && now_ms >= self.next_read_ms + self.timing.ping_timeout_ms;
+        let often = !self.fresh
             || self.newer.is_some()
             || self.unseen
             || matches!(
                 self.role,
                 Role::Starting | Role::Waiting(_) | Role::Out | Role::Split
-            )
+            );
+        seldom || often && now_ms >= self.next_read_ms
     }
 
     pub(super) fn read_registry(&mut self, now_ms: u64, out: &mut Vec<Command>) {

@@ -179,7 +179,10 @@ impl Recent {
             marks.mark_everything(&mut record);
         }
         let confirmed = confirmed.unwrap_or(0);
-        for (gfid, object) in &self.objects {
+        // In the order of their last changes, so that the oldest is healed first.
+        let mut objects: Vec<(&Gfid, &RecentObject)> = self.objects.iter().collect();
+        objects.sort_unstable_by_key(|(gfid, object)| (object.attributes, **gfid));
+        for (gfid, object) in objects {
             if let Some(lacks) = object.lacks
                 && object.attributes > confirmed
             {

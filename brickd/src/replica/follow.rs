@@ -63,6 +63,19 @@ impl Follower {
         state.unapplied.is_empty()
     }
 
+    /// The highest number received.
+    pub(super) fn received_max(&self) -> u64 {
+        self.lock().received_max
+    }
+
+    /// A change came from another backup, not over the stream: whether it is new here.
+    pub(super) fn note_fetched(&self, number: u64) -> bool {
+        let mut state = self.lock();
+        let new = number > state.received_max;
+        state.received_max = state.received_max.max(number);
+        new
+    }
+
     /// Every change received up to this number is applied here.
     pub(super) fn applied_up_to(&self) -> u64 {
         let state = self.lock();
@@ -153,6 +166,13 @@ impl Replica {
                 let mut memory = self.lock_memory();
                 memory.clear();
                 memory.import(&ordered.table, &ordered.sessions);
+                drop(memory);
+                // Only a copy that holds them may be chosen as primary.
+                let kind = AckKind::AckTable.into();
+                self.answer(Ack {
+                    kind,
+                    ..Default::default()
+                });
             }
             let Some(change) = ordered.change else {
                 continue;

@@ -135,7 +135,12 @@ impl Replica {
         let stream = streams
             .get_mut(&to)
             .filter(|stream| stream.incarnation == incarnation)?;
-        self.streams.attach(to, stream, connection);
+        let tail = if stream.joined {
+            self.tail.above(answer.last_number)
+        } else {
+            Vec::new()
+        };
+        self.streams.attach(to, stream, connection, tail);
         let unanswered = Arc::clone(&stream.unanswered);
         let commands = self
             .lock_core()
@@ -158,6 +163,10 @@ impl Replica {
             }
             let answer = match ack.kind() {
                 AckKind::AckConfirm => continue,
+                AckKind::AckTable => {
+                    self.event(|core, now| core.table_held(from, now));
+                    continue;
+                }
                 AckKind::AckHeld => Answer::Held,
                 AckKind::AckApplied => {
                     self.absent.applied_by(from, ack.number);

@@ -2,7 +2,7 @@
 
 use super::check::Operation;
 use super::faults::CLIENTS_GO_ON_MS;
-use super::message::{Ask, ClientNo, Event, HostNo, Outcome, Told};
+use super::message::{Ask, ClientNo, Event, HostNo, Outcome, Reply, Request, Told};
 use super::world::{KEYS, World};
 
 /// A client waits this long for an answer before it sends again, perhaps to another host.
@@ -84,16 +84,13 @@ impl World {
                 0
             };
             let at = self.now + self.delay() + late;
-            self.at(
-                at,
-                Event::Ask {
-                    client,
-                    host,
-                    seq,
-                    ask,
-                    epoch,
-                },
-            );
+            let request = Request {
+                client,
+                seq,
+                ask,
+                epoch,
+            };
+            self.at(at, Event::Ask(host, request));
         }
     }
 
@@ -109,25 +106,27 @@ impl World {
             .map_or(0, |core| core.epoch().number);
         self.at(
             at,
-            Event::Tell {
+            Event::Tell(Reply {
                 client,
                 host,
                 seq,
                 told,
                 by_primary,
                 epoch,
-            },
+            }),
         );
     }
 
-    pub fn on_tell(
-        &mut self,
-        client: ClientNo,
-        host: HostNo,
-        seq: u64,
-        told: Told,
-        by_primary: bool,
-    ) {
+    pub fn on_tell(&mut self, reply: Reply) {
+        let Reply {
+            client,
+            host,
+            seq,
+            told,
+            by_primary,
+            epoch,
+        } = reply;
+        self.clients[client].epoch = self.clients[client].epoch.max(epoch);
         if by_primary {
             // A free witness: it tells the other copies that it hears the primary.
             for other in (0..self.copies.len()).filter(|other| *other != host) {

@@ -6,11 +6,10 @@ use brickd::brick::store::StoredState;
 use brickd::replica::core::{Answer, Command, Core, Gone, Role, Timing};
 use mortar_common::Incarnation;
 use mortar_proto::data::EpochRef;
-use mortar_proto::registry::Epoch;
 
 use super::heal::Heal;
 use super::message::{
-    Cell, Change, ClientNo, Event, HostNo, Key, Message, Note, Outcome, Step, Table,
+    Cell, Change, ClientNo, Event, HostNo, Key, Message, Note, Outcome, Step, Stored, Table,
 };
 use super::world::{KEYS, World};
 
@@ -295,16 +294,12 @@ impl World {
             } => {
                 let life = self.copies[host].life;
                 let at = self.now + self.random.between(1, 12);
-                self.at(
-                    at,
-                    Event::Stored {
-                        host,
-                        life,
-                        epoch,
-                        history,
-                        alone,
-                    },
-                );
+                let stored = Stored {
+                    epoch,
+                    history,
+                    alone,
+                };
+                self.at(at, Event::Stored { host, life, stored });
             }
             Command::Mark { brick, epoch, .. } => self.mark(host, World::host_of(brick), epoch),
             Command::StartHeal(brick) => self.start_heal(host, World::host_of(brick)),
@@ -315,7 +310,12 @@ impl World {
         }
     }
 
-    pub fn on_stored(&mut self, host: HostNo, epoch: Epoch, history: Vec<EpochRef>, alone: bool) {
+    pub fn on_stored(&mut self, host: HostNo, stored: Stored) {
+        let Stored {
+            epoch,
+            history,
+            alone,
+        } = stored;
         let named = EpochRef {
             number: epoch.number,
             id: epoch.id,

@@ -158,6 +158,46 @@ pub enum Note {
     },
 }
 
+/// What a copy writes to its `.mortar/volume`.
+#[derive(Clone, Debug)]
+pub struct Stored {
+    pub epoch: Epoch,
+    pub history: Vec<EpochRef>,
+    pub alone: bool,
+}
+
+/// A proposal on its way to the registry.
+#[derive(Clone, Debug)]
+pub struct Decision {
+    pub host: HostNo,
+    pub life: u64,
+    pub expect: EpochRef,
+    pub next: Epoch,
+    pub lone: Vec<Epoch>,
+    /// It was answered as not decided, and is carried on nevertheless.
+    pub late: bool,
+}
+
+/// What a client sends. `epoch`: the newest it has heard of.
+#[derive(Clone, Copy, Debug)]
+pub struct Request {
+    pub client: ClientNo,
+    pub seq: u64,
+    pub ask: Ask,
+    pub epoch: u64,
+}
+
+/// What a client is sent.
+#[derive(Clone, Copy, Debug)]
+pub struct Reply {
+    pub client: ClientNo,
+    pub host: HostNo,
+    pub seq: u64,
+    pub told: Told,
+    pub by_primary: bool,
+    pub epoch: u64,
+}
+
 /// Something that happens at a time.
 #[derive(Clone, Debug)]
 pub enum Event {
@@ -176,7 +216,6 @@ pub enum Event {
     },
     Note {
         from: HostNo,
-        from_life: u64,
         to: HostNo,
         note: Note,
     },
@@ -188,9 +227,7 @@ pub enum Event {
     Stored {
         host: HostNo,
         life: u64,
-        epoch: Epoch,
-        history: Vec<EpochRef>,
-        alone: bool,
+        stored: Stored,
     },
     Gone {
         at: HostNo,
@@ -206,14 +243,7 @@ pub enum Event {
         host: HostNo,
         life: u64,
     },
-    Decide {
-        host: HostNo,
-        life: u64,
-        expect: EpochRef,
-        next: Epoch,
-        lone: Vec<Epoch>,
-        late: bool,
-    },
+    Decide(Decision),
     Decided {
         host: HostNo,
         life: u64,
@@ -229,22 +259,8 @@ pub enum Event {
         life: u64,
         view: Box<RegistryView>,
     },
-    /// `epoch`: the newest the client has heard of.
-    Ask {
-        client: ClientNo,
-        host: HostNo,
-        seq: u64,
-        ask: Ask,
-        epoch: u64,
-    },
-    Tell {
-        client: ClientNo,
-        host: HostNo,
-        seq: u64,
-        told: Told,
-        by_primary: bool,
-        epoch: u64,
-    },
+    Ask(HostNo, Request),
+    Tell(Reply),
     Heard {
         host: HostNo,
     },
@@ -255,7 +271,6 @@ pub enum Event {
     Fault(usize),
     Mend(usize),
     Start(HostNo),
-    Watch,
     /// The process of a stopped brick ends.
     End {
         host: HostNo,
@@ -263,4 +278,5 @@ pub enum Event {
     },
     /// A process that stood still goes on.
     Resume(HostNo),
+    Watch,
 }

@@ -120,16 +120,7 @@ impl World {
         let last = self.network.last_note.entry((from, to)).or_default();
         *last = at.max(*last);
         let at = *last;
-        let from_life = self.copies.get(from).map_or(0, |copy| copy.life);
-        self.at(
-            at,
-            Event::Note {
-                from,
-                from_life,
-                to,
-                note,
-            },
-        );
+        self.at(at, Event::Note { from, to, note });
     }
 
     /// A process ended: by a kill (its kernel says so to whoever can hear it) or a power cut.

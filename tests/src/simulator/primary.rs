@@ -6,12 +6,18 @@ use brickd::replica::core::{Answer, Core, NotNow, Role, WaitFor};
 
 use super::Bug;
 use super::copy::Job;
-use super::message::{Ask, Change, ClientNo, HostNo, Message, Note, Outcome, Step, Told};
+use super::message::{Ask, Change, ClientNo, HostNo, Message, Note, Outcome, Request, Step, Told};
 use super::world::World;
 
 impl World {
     /// A client's request arrives.
-    pub fn on_ask(&mut self, client: ClientNo, host: HostNo, seq: u64, ask: Ask, epoch: u64) {
+    pub fn on_ask(&mut self, host: HostNo, request: Request) {
+        let Request {
+            client,
+            seq,
+            ask,
+            epoch,
+        } = request;
         if !self.hosts[host].up {
             return;
         }
@@ -54,15 +60,15 @@ impl World {
                 let value = self.copies[host].disk.cells[key as usize].value;
                 self.answer_as_read(client, host, seq, Outcome::Value(value));
             }
-            _ if *core.role() == Role::Primary => self.order_change(client, host, seq, ask),
+            _ if *core.role() == Role::Primary => self.judge_change(host, request),
             _ => {
-                let told = self.told_why(host, core.may_read(self.clock(host)).err());
+                let told = self.told_why(core.may_read(self.clock(host)).err());
                 self.tell(client, host, seq, told, by_primary);
             }
         }
     }
 
-    fn told_why(&self, _host: HostNo, why: Option<NotNow>) -> Told {
+    fn told_why(&self, why: Option<NotNow>) -> Told {
         match why {
             Some(NotNow::NotPrimary(primary)) => Told::Elsewhere(primary.map(World::host_of)),
             _ => Told::Later,
@@ -78,7 +84,7 @@ impl World {
         let primary = *core.role() == Role::Primary;
         let unchecked = self.bug == Bug::NoLease && primary;
         let told = match core.may_read(now) {
-            Err(why) if !unchecked => self.told_why(host, Some(why)),
+            Err(why) if !unchecked => self.told_why(Some(why)),
             _ => {
                 let number = core.epoch().number;
                 if number < self.answered_in && !self.is_split() {
@@ -94,30 +100,39 @@ impl World {
         self.tell(client, host, seq, told, primary);
     }
 
-    fn order_change(&mut self, client: ClientNo, host: HostNo, seq: u64, ask: Ask) {
+    /// Judges a change against the state after all ordered changes.
+    fn judge_change(&mut self, host: HostNo, request: Request) {
+        let Request {
+            client, seq, ask, ..
+        } = request;
         let key = ask.key();
         let copy = &self.copies[host];
         let ahead = copy.memory.ahead.get(&key).copied();
         let held = ahead.map_or(copy.disk.cells[key as usize].value, |ahead| ahead.1);
         let (outcome, value) = Outcome::of(ask, held);
-        if outcome != Outcome::Done {
-            if ahead.is_some() {
-                // It would be seen before it is certain.
-                return self.tell(client, host, seq, Told::Later, true);
-            }
-            let now = self.clock(host);
-            if self.copies[host]
-                .core
-                .as_ref()
-                .is_some_and(|core| core.may_read(now).is_ok())
-            {
-                self.copies[host]
-                    .memory
-                    .judged
-                    .insert(client, (seq, outcome));
-            }
-            return self.answer_as_read(client, host, seq, outcome);
+        if outcome == Outcome::Done {
+            return self.order_change(host, request, value);
         }
+        if ahead.is_some() {
+            // It would be seen before it is certain.
+            return self.tell(client, host, seq, Told::Later, true);
+        }
+        let now = self.clock(host);
+        let copy = &mut self.copies[host];
+        if copy
+            .core
+            .as_ref()
+            .is_some_and(|core| core.may_read(now).is_ok())
+        {
+            copy.memory.judged.insert(client, (seq, outcome));
+        }
+        self.answer_as_read(client, host, seq, outcome);
+    }
+
+    fn order_change(&mut self, host: HostNo, request: Request, value: Option<u64>) {
+        let Request {
+            client, seq, ask, ..
+        } = request;
         let now = self.clock(host);
         let Some(core) = self.copies[host].core.as_mut() else {
             return;
@@ -125,7 +140,7 @@ impl World {
         let ordered = match core.order(WaitFor::Everyone, now) {
             Ok(ordered) => ordered,
             Err(why) => {
-                let told = self.told_why(host, Some(why));
+                let told = self.told_why(Some(why));
                 return self.tell(client, host, seq, told, true);
             }
         };
@@ -134,27 +149,23 @@ impl World {
         } else {
             Step::Set(value)
         };
+        let (number, epoch, key) = (ordered.number, ordered.epoch, ask.key());
         let change = Change {
-            number: ordered.number,
-            epoch: ordered.epoch,
+            number,
+            epoch,
             key,
             step,
             client,
             seq,
         };
         let memory = &mut self.copies[host].memory;
-        memory.kept.insert(change.number, change);
-        memory.unapplied.insert(change.number);
-        memory.waiting.insert(change.number, client);
+        memory.kept.insert(number, change);
+        memory.unapplied.insert(number);
+        memory.waiting.insert(number, client);
         memory.ordered.insert(client, seq);
-        memory.ahead.insert(key, (change.number, value));
+        memory.ahead.insert(key, (number, value));
         self.remember_changed(host, &change);
-        self.trace(|| {
-            format!(
-                "host {host} orders {} client {client} #{seq} {ask:?}",
-                change.number
-            )
-        });
+        self.trace(|| format!("host {host} orders {number} client {client} #{seq} {ask:?}"));
         if self.bug == Bug::ApplyEarly {
             self.apply(host, &change);
             self.copies[host].memory.ahead.remove(&key);

@@ -6,7 +6,7 @@ use mortar_proto::registry::Epoch;
 
 use brickd::replica::core::{Proposed, RegistryView, Votes};
 
-use super::message::{Event, HostNo};
+use super::message::{Decision, Event, HostNo};
 use super::world::World;
 
 /// The registry's state, and what each host has seen of it.
@@ -105,26 +105,26 @@ impl World {
         let at = self.now + self.random.between(1, 15);
         self.at(
             at,
-            Event::Decide {
+            Event::Decide(Decision {
                 host,
                 life,
                 expect,
                 next,
                 lone,
                 late: false,
-            },
+            }),
         );
     }
 
-    pub fn on_decide(
-        &mut self,
-        host: HostNo,
-        life: u64,
-        expect: EpochRef,
-        next: Epoch,
-        lone: Vec<Epoch>,
-        late: bool,
-    ) {
+    pub fn on_decide(&mut self, decision: Decision) {
+        let Decision {
+            host,
+            life,
+            expect,
+            ref next,
+            ref lone,
+            late,
+        } = decision;
         if !self.has_quorum(host) {
             if late {
                 return;
@@ -132,15 +132,13 @@ impl World {
             // Not answered is not undone: the log may carry it on when the voters meet again.
             if self.random.chance(30) {
                 let at = self.now + self.random.between(200, 9_000);
-                let event = Event::Decide {
-                    host,
-                    life,
-                    expect,
-                    next,
-                    lone,
-                    late: true,
-                };
-                self.at(at, event);
+                self.at(
+                    at,
+                    Event::Decide(Decision {
+                        late: true,
+                        ..decision
+                    }),
+                );
             }
             let at = self.now + self.random.between(20, 400);
             self.at(
@@ -154,7 +152,7 @@ impl World {
             );
             return;
         }
-        let what = self.registry.compare_and_set(expect, &next, &lone);
+        let what = self.registry.compare_and_set(expect, next, lone);
         self.trace(|| {
             let (number, id) = (next.number, next.id & 0xffff);
             let word = if what == Proposed::Committed {

@@ -9,8 +9,11 @@ use super::network::Conn;
 use super::world::World;
 
 impl World {
-    pub fn on_note(&mut self, from: HostNo, from_life: u64, host: HostNo, note: Note) {
+    pub fn on_note(&mut self, from: HostNo, host: HostNo, note: Note) {
         let brick = World::brick(from);
+        if self.copies[host].life == 0 {
+            return;
+        }
         match note {
             Note::Beacon { epoch, sent } => {
                 self.with_core(host, |core, now| core.beacon(brick, epoch, sent, now));
@@ -73,7 +76,7 @@ impl World {
             }
             Note::Tail { epoch, changes } => {
                 let core = self.copies[host].core.as_ref();
-                if core.is_some_and(|core| core.epoch_ref() == epoch) && from_life != 0 {
+                if core.is_some_and(|core| core.epoch_ref() == epoch) {
                     self.on_tail(host, from, changes);
                 }
             }

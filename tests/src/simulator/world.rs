@@ -216,86 +216,40 @@ impl World {
     }
 
     fn handle(&mut self, event: Event) {
-        let living = |world: &World, host: HostNo, life: u64| {
-            world.hosts[host].up && life != 0 && world.copies[host].life == life
+        // What was meant for a process that has ended concerns nobody.
+        let over = |(host, life): (HostNo, u64)| {
+            !self.hosts[host].up || life == 0 || self.copies[host].life != life
         };
+        if event_life(&event).is_some_and(over) {
+            return;
+        }
         match event {
             Event::Start(host) => self.start_host(host),
-            Event::Tick { host, life } if living(self, host, life) => self.on_tick(host, life),
+            Event::End { host, .. } => self.end_host(host, true),
+            Event::Resume(host) => self.resume(host),
+            Event::Tick { host, life } => self.on_tick(host, life),
             Event::Stream { conn, to, message } => self.on_stream(conn, to, message),
             Event::StreamDown { conn, at } => self.on_stream_down(conn, at),
-            Event::Note {
-                from,
-                from_life,
-                to,
-                note,
-            } if self.copies[to].life != 0 => {
-                self.on_note(from, from_life, to, note);
-            }
-            Event::Apply { host, life, key } if living(self, host, life) => {
-                self.on_apply(host, key);
-            }
-            Event::Stored {
-                host,
-                life,
-                epoch,
-                history,
-                alone,
-            } if living(self, host, life) => {
-                self.on_stored(host, epoch, history, alone);
-            }
+            Event::Note { from, to, note } => self.on_note(from, to, note),
+            Event::Apply { host, key, .. } => self.on_apply(host, key),
+            Event::Stored { host, stored, .. } => self.on_stored(host, stored),
             Event::Gone {
-                at,
-                life,
-                of,
-                of_life,
-            } if living(self, at, life) => {
-                self.on_gone(at, of, of_life);
-            }
-            Event::Sync { host, life } if living(self, host, life) => self.on_sync(host, life),
-            Event::Heal { host, life } if living(self, host, life) => self.on_heal(host, life),
-            Event::Decide {
-                host,
-                life,
-                expect,
-                next,
-                lone,
-                late,
-            } => {
-                self.on_decide(host, life, expect, next, lone, late);
-            }
+                at, of, of_life, ..
+            } => self.on_gone(at, of, of_life),
+            Event::Sync { host, life } => self.on_sync(host, life),
+            Event::Heal { host, life } => self.on_heal(host, life),
+            Event::Decide(decision) => self.on_decide(decision),
             Event::Decided {
-                host,
-                life,
-                expect,
-                what,
-            } if living(self, host, life) => {
+                host, expect, what, ..
+            } => {
                 self.with_core(host, |core, now| core.proposed(expect, what, now));
             }
-            Event::Read { host, life } if living(self, host, life) => self.on_read(host, life),
-            Event::View { host, life, view } if living(self, host, life) => {
+            Event::Read { host, life } => self.on_read(host, life),
+            Event::View { host, view, .. } => {
                 self.with_core(host, |core, now| core.view(*view, now));
             }
-            Event::Ask {
-                client,
-                host,
-                seq,
-                ask,
-                epoch,
-            } => {
-                self.on_ask(client, host, seq, ask, epoch);
-            }
-            Event::Tell {
-                client,
-                host,
-                seq,
-                told,
-                by_primary,
-                epoch,
-            } => {
-                self.clients[client].epoch = self.clients[client].epoch.max(epoch);
-                self.on_tell(client, host, seq, told, by_primary);
-            }
+            Event::Ask(host, request) => self.on_ask(host, request),
+            Event::Tell(reply) => self.on_tell(reply),
             Event::Heard { host } => {
                 let now = self.clock(host);
                 if let Some(core) = &mut self.copies[host].core {
@@ -305,11 +259,25 @@ impl World {
             Event::Client { client, turn } => self.on_client(client, turn),
             Event::Fault(number) => self.inject(number),
             Event::Mend(number) => self.mend(number),
-            Event::End { host, life } if living(self, host, life) => self.end_host(host, true),
             Event::Watch => self.watch(),
-            Event::Resume(host) => self.resume(host),
-            _ => {}
         }
+    }
+}
+
+/// The life of a process that an event is meant for.
+fn event_life(event: &Event) -> Option<(HostNo, u64)> {
+    match event {
+        Event::Tick { host, life }
+        | Event::Apply { host, life, .. }
+        | Event::Stored { host, life, .. }
+        | Event::Sync { host, life }
+        | Event::Heal { host, life }
+        | Event::Decided { host, life, .. }
+        | Event::Read { host, life }
+        | Event::View { host, life, .. }
+        | Event::End { host, life } => Some((*host, *life)),
+        Event::Gone { at, life, .. } => Some((*at, *life)),
+        _ => None,
     }
 }
 
@@ -324,7 +292,7 @@ fn event_host(event: &Event) -> Option<HostNo> {
         | Event::Decided { host, .. }
         | Event::Read { host, .. }
         | Event::View { host, .. }
-        | Event::Ask { host, .. }
+        | Event::Ask(host, _)
         | Event::Heard { host } => Some(*host),
         Event::Stream { to, .. } | Event::Note { to, .. } => Some(*to),
         Event::StreamDown { at, .. } | Event::Gone { at, .. } => Some(*at),

@@ -5,3 +5,4 @@ mod double;
 mod model;
 mod rig;
 mod scenarios;
+mod tree;

@@ -8,7 +8,7 @@ use mortar_proto::data::{
     RenameMode, RenameStep, RmDirStep, SetAttrStep, SetXattrStep, UnlinkStep, WriteStep,
 };
 
-use super::double::{Node, Tree};
+use super::tree::{Node, Tree};
 
 /// A small generator: the same seed, the same run.
 pub struct Random(pub u64);

@@ -6,3 +6,4 @@ mod double;
 mod model;
 mod rig;
 mod scenarios;
+mod tree;

@@ -6,8 +6,8 @@ use mortar_common::Gfid;
 use mortar_proto::data::Change;
 
 use super::changes::{Random, random_step};
-use super::double::Tree;
 use super::rig::{EPOCH, PARTNER, Rig, writer};
+use super::tree::Tree;
 use crate::heal::links::Held;
 use crate::heal::marks::{MARKS_MAX, MarkState, Marks};
 use crate::heal::record::MarkRecord;

@@ -9,8 +9,8 @@ use mortar_proto::data::{
     CreateStep, LinkStep, RenameMode, RenameStep, RmDirStep, SetAttrStep, UnlinkStep, WriteStep,
 };
 
-use super::double::Tree;
 use super::rig::{Rig, gfid};
+use super::tree::Tree;
 use crate::heal::progress::report;
 use crate::heal::{HealControl, HealError, Healer, Progress};
 

@@ -7,7 +7,7 @@ use tests::simulator::{Bug, Summary, run};
 /// Seeds of the test that runs with every build.
 const SEEDS: u64 = 2_000;
 /// A planted fault must show within this many seeds.
-const BUG_SEEDS: u64 = 600;
+const BUG_SEEDS: u64 = 3_000;
 
 #[test]
 fn every_promise_is_kept_under_faults() {

@@ -40,7 +40,7 @@ pub use dir::{Detail, DirSink, Listed, Room};
 pub use file::WriteHow;
 pub use lock::{LockAnswer, LockAsk, LockRange};
 pub use make::NewNode;
-pub use open::{Opened, PageUse};
+pub use open::{KernelAttributes, Opened, PageUse};
 pub use remove::RenameHow;
 pub use xattr::XattrAnswer;
 
@@ -201,6 +201,24 @@ impl Fs {
 /// The object itself in a result.
 fn own_object(result: &OpResult) -> FsResult<&Object> {
     result.objects.first().ok_or(FsError::Io)
+}
+
+/// What a result says of an object.
+fn object_of(result: &OpResult, gfid: Gfid) -> Option<&Object> {
+    result
+        .objects
+        .iter()
+        .find(|object| object.gfid == Some(gfid))
+}
+
+/// Whether a change that failed so may have been made all the same.
+fn is_uncertain(error: FsError) -> bool {
+    matches!(error, FsError::Interrupted | FsError::TimedOut)
+}
+
+/// The same caller, but the request goes on even when it is killed: closing must not be cut short.
+fn to_the_end(caller: Caller) -> Caller {
+    Caller { pid: 0, ..caller }
 }
 
 /// A caller without CAP_FSETID, as far as can be seen.

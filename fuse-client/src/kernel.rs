@@ -21,16 +21,16 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use fuser::{
-    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, FopenFlags,
-    Generation, INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents,
-    PollFlags, PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData,
-    ReplyDirectory, ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek,
-    ReplyOpen, ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
+    AccessFlags, BsdFileFlags, CopyFileRangeFlags, Errno, FileHandle, Filesystem, Generation,
+    INodeNo, InitFlags, IoctlFlags, KernelConfig, LockOwner, OpenFlags, PollEvents, PollFlags,
+    PollNotifier, RenameFlags, ReplyAttr, ReplyBmap, ReplyCreate, ReplyData, ReplyDirectory,
+    ReplyDirectoryPlus, ReplyEmpty, ReplyEntry, ReplyIoctl, ReplyLock, ReplyLseek, ReplyOpen,
+    ReplyPoll, ReplyStatfs, ReplyWrite, ReplyXattr, Request, TimeOrNow, WriteFlags,
 };
 use mortar_common::FsError;
 use mortar_proto::data::Caller;
 
-use crate::cache::{NodeId, Pages};
+use crate::cache::NodeId;
 use crate::fs::{AttrChange, Detail, Fs, NewNode, WriteHow};
 use convert::{
     Listing, ListingPlus, attr_of, caller_of, device_from_kernel, errno, rename_how, time_change,
@@ -236,10 +236,13 @@ impl Filesystem for Adapter {
     }
 
     fn open(&self, req: &Request, ino: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        match self.fs.open(caller_of(req), NodeId(ino.0), flags.0) {
-            Ok(opened) => reply.opened(FileHandle(opened.handle), answer::pages(opened.pages)),
-            Err(error) => reply.error(errno(error)),
-        }
+        let node = NodeId(ino.0);
+        answer::opened(
+            reply,
+            node,
+            self.fs.open(caller_of(req), node, flags.0),
+            self.fs.notes(),
+        );
     }
 
     fn create(
@@ -256,19 +259,9 @@ impl Filesystem for Adapter {
             umask,
             ..caller_of(req)
         };
-        match self
-            .fs
-            .create(caller, NodeId(parent.0), name.as_bytes(), mode, flags)
-        {
-            Ok((entry, opened)) => reply.created(
-                &entry.attr_timeout.min(entry.entry_timeout),
-                &attr_of(entry.node, &entry.attrs),
-                GENERATION,
-                FileHandle(opened.handle),
-                answer::pages(opened.pages),
-            ),
-            Err(error) => reply.error(errno(error)),
-        }
+        let name = name.as_bytes();
+        let outcome = self.fs.create(caller, NodeId(parent.0), name, mode, flags);
+        answer::created(reply, outcome);
     }
 
     fn read(
@@ -351,16 +344,7 @@ impl Filesystem for Adapter {
     }
 
     fn opendir(&self, req: &Request, ino: INodeNo, _flags: OpenFlags, reply: ReplyOpen) {
-        match self.fs.opendir(caller_of(req), NodeId(ino.0)) {
-            Ok((handle, pages)) => {
-                let mut flags = FopenFlags::FOPEN_CACHE_DIR;
-                if pages == Pages::Current {
-                    flags |= FopenFlags::FOPEN_KEEP_CACHE;
-                }
-                reply.opened(FileHandle(handle), flags);
-            }
-            Err(error) => reply.error(errno(error)),
-        }
+        answer::dir_opened(reply, self.fs.opendir(caller_of(req), NodeId(ino.0)));
     }
 
     fn readdir(

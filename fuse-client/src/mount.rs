@@ -13,9 +13,9 @@ use mortar_proto::registry::VolumeStatus;
 
 use crate::fs::{Fs, Settings};
 use crate::kernel::{self, Unmounter};
-use crate::options::{CommandLine, MountOptions};
+use crate::options::{CommandLine, INODE_LIMIT, MountOptions};
 use crate::session::{Mounted, Session};
-use crate::view::{Host, ViewWatch, Volume};
+use crate::view::{Host, ViewWatch, Volume, VolumeView};
 
 /// Exit status when the command line is wrong, as mount(8) has it.
 const EXIT_USAGE: u8 = 1;
@@ -70,14 +70,17 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
 /// Mounts, says so by `mounted`, and serves until the volume is unmounted.
 fn run(options: &MountOptions, mounted: impl FnOnce() -> Result<(), String>) -> Result<(), String> {
     start_log(options)?;
-    let session = open_session(options)?;
+    let (session, volume) = open_session(options)?;
     let settings = Settings {
         attribute_timeout: options.attribute_timeout,
         entry_timeout: options.entry_timeout,
         negative_timeout: options.negative_timeout,
         page_cache: options.page_cache,
         listing: options.listing,
-        inode_limit: options.inode_limit,
+        inode_limit: options
+            .inode_limit
+            .or(volume.inode_limit)
+            .unwrap_or(INODE_LIMIT),
     };
     let served = Fs::new(session.clone(), settings, &options.subdir).and_then(|fs| {
         let mount = kernel::mount(options).map_err(|error| error.to_string())?;
@@ -112,7 +115,7 @@ fn run(options: &MountOptions, mounted: impl FnOnce() -> Result<(), String>) -> 
     outcome
 }
 
-fn open_session(options: &MountOptions) -> Result<Arc<Session>, String> {
+fn open_session(options: &MountOptions) -> Result<(Arc<Session>, Arc<VolumeView>), String> {
     let name = &options.volume;
     let hosts = options
         .hosts
@@ -124,10 +127,10 @@ fn open_session(options: &MountOptions) -> Result<Arc<Session>, String> {
         .collect();
     let view =
         ViewWatch::start(name, hosts).map_err(|error| format!("cannot start a thread: {error}"))?;
-    match view.first()? {
+    let volume = match view.first()? {
         Volume::Absent => {
             return Err(format!(
-                "the pool of {} has no volume '{name}'; 'mortar volume list' shows those it has",
+                "Volume {name} does not exist in the pool of {}; 'mortar volume list' shows those that do",
                 options.hosts[0]
             ));
         }
@@ -142,8 +145,8 @@ fn open_session(options: &MountOptions) -> Result<Arc<Session>, String> {
                 volume.sets
             ));
         }
-        Volume::Present(_) => {}
-    }
+        Volume::Present(volume) => volume,
+    };
     let mounted = Mounted {
         host: rustix::system::uname()
             .nodename()
@@ -152,8 +155,9 @@ fn open_session(options: &MountOptions) -> Result<Arc<Session>, String> {
         mount_point: options.mount_point.to_string_lossy().into_owned(),
         io_timeout: options.io_timeout,
     };
-    Session::open(view, mounted)
-        .map_err(|problem| format!("no brick of the volume '{name}' serves: {problem}"))
+    let session = Session::open(view, mounted)
+        .map_err(|problem| format!("no brick of the volume '{name}' serves: {problem}"))?;
+    Ok((session, volume))
 }
 
 /// SIGTERM and SIGINT unmount; what is in use by then is cut off after a grace.

@@ -10,12 +10,32 @@ use mortar_common::name::volume_name_refusal;
 pub const DEFAULT_PORT: u16 = 24017;
 /// Longest timeout that can be asked for: a day.
 const TIMEOUT_SECS_MAX: f64 = 86_400.0;
-/// Inodes the kernel may know before the client asks for some back (`inode-limit`).
-const INODE_LIMIT: usize = 500_000;
+/// Inodes the kernel may know before the client asks for some back, where nobody says a number.
+pub const INODE_LIMIT: usize = 500_000;
+
+const OPTIONS_HELP: &str = "\
+Mount options (-o), besides those of every file system (ro, noatime, nosuid, …):
+  backup-volfile-servers=H2:H3  hosts to ask when the first does not answer
+  port=N                        port of brickd [24017]
+  attribute-timeout=SECONDS     how long attributes are believed [1]
+  entry-timeout=SECONDS         how long names are believed [1]
+  negative-timeout=SECONDS      how long the absence of a name is believed [0]
+  io-timeout=SECONDS            fail what waits longer for a lost volume [0: wait]
+  inode-limit=N                 inodes the kernel may know [500000]
+  direct-io-mode=enable         bypass the kernel's page cache
+  use-readdirp=no               list folders without attributes
+  log-level=LEVEL               error, warn, info, debug, trace [info]
+  log-file=FILE                 [/var/log/mortar/MOUNTPOINT.log]
+GlusterFS's other mount options are accepted and have no effect.";
 
 /// The command line, as mount(8) calls a helper: `mount.mortar SPEC DIR [-nsv] [-o OPTIONS]`.
 #[derive(Parser, Debug)]
-#[command(name = "mount.mortar", version, about = "Mounts a Mortar volume")]
+#[command(
+    name = "mount.mortar",
+    version,
+    about = "Mounts a Mortar volume",
+    after_help = OPTIONS_HELP
+)]
 pub struct CommandLine {
     /// HOST[,HOST…]:/VOLUME[/SUBDIR]
     pub spec: String,
@@ -112,8 +132,8 @@ pub struct MountOptions {
     pub log_level: String,
     /// `None` = standard error in the foreground, else a file named after the mount point.
     pub log_file: Option<PathBuf>,
-    /// Inodes the kernel may know before the oldest are asked back.
-    pub inode_limit: usize,
+    /// Inodes the kernel may know before the oldest are asked back; `None` = as the volume says.
+    pub inode_limit: Option<usize>,
     /// `direct-io-mode`.
     pub page_cache: PageCache,
     /// `use-readdirp`.
@@ -142,7 +162,7 @@ impl MountOptions {
             io_timeout: None,
             log_level: if line.verbose { "debug" } else { "info" }.to_owned(),
             log_file: None,
-            inode_limit: INODE_LIMIT,
+            inode_limit: None,
             page_cache: PageCache::Used,
             listing: ListingAttributes::Auto,
         };
@@ -193,7 +213,7 @@ impl MountOptions {
             "log-file" => self.log_file = Some(PathBuf::from(needed()?)),
             "inode-limit" | "lru-limit" => {
                 let limit: usize = read_number(key, needed()?)?;
-                self.inode_limit = if limit == 0 { usize::MAX } else { limit };
+                self.inode_limit = Some(if limit == 0 { usize::MAX } else { limit });
             }
             "subdir-mount" => self.subdir = read_subdir(needed()?)?,
             "direct-io-mode" => {
@@ -255,69 +275,20 @@ enum Refused {
 /// Options that mean something to mount(8), systemd or GlusterFS and nothing here, or that are
 /// always so: permissions are always checked by the kernel for every user, ACLs are always on.
 fn is_silent(key: &str) -> bool {
-    const SILENT: &[&str] = &[
-        "",
-        "defaults",
-        "auto",
-        "noauto",
-        "user",
-        "nouser",
-        "users",
-        "owner",
-        "group",
-        "_netdev",
-        "nofail",
-        "comment",
-        "relatime",
-        "norelatime",
-        "strictatime",
-        "nostrictatime",
-        "lazytime",
-        "nolazytime",
-        "silent",
-        "loud",
-        "mand",
-        "nomand",
-        "iversion",
-        "noiversion",
-        "allow_other",
-        "default_permissions",
-        "acl",
-        "noacl",
-        "fetch-attempts",
-        "fopen-keep-cache",
-        "gid-timeout",
-        "background-qlen",
-        "congestion-threshold",
-        "kernel-writeback-cache",
-        "auto-invalidation",
-        "reader-thread-count",
-        "event-history",
-        "selinux",
-        "resolve-gids",
-        "process-name",
-        "volume-name",
-        "volfile-max-fetch-attempts",
-        "inode-table-size",
-        "invalidate-limit",
-        "attr-times-granularity",
-        "oom-score-adj",
-        "global-threading",
-        "thin-client",
-        "enable-ino32",
-        "mem-accounting",
-        "fuse-mountopts",
-        "xlator-option",
-        "root-squash",
-        "dump-fuse",
-        "volume-id",
-        "worm",
-        "aux-gfid-mount",
-    ];
-    SILENT.contains(&key)
-        || key.starts_with("x-")
-        || key.starts_with("X-")
-        || key.starts_with("halo-")
+    const SILENT: &str = "defaults auto noauto user nouser users owner group _netdev nofail \
+        comment relatime norelatime strictatime nostrictatime lazytime nolazytime silent loud \
+        mand nomand iversion noiversion allow_other default_permissions acl noacl \
+        fetch-attempts fopen-keep-cache gid-timeout background-qlen congestion-threshold \
+        kernel-writeback-cache auto-invalidation reader-thread-count event-history selinux \
+        resolve-gids process-name volume-name volfile-max-fetch-attempts inode-table-size \
+        invalidate-limit attr-times-granularity oom-score-adj global-threading thin-client \
+        enable-ino32 mem-accounting fuse-mountopts xlator-option root-squash dump-fuse \
+        volume-id worm aux-gfid-mount";
+    key.is_empty()
+        || SILENT.split_whitespace().any(|silent| silent == key)
+        || ["x-", "X-", "halo-"]
+            .iter()
+            .any(|prefix| key.starts_with(prefix))
 }
 
 type Spec = (Vec<String>, String, Vec<Vec<u8>>);

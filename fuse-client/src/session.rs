@@ -90,7 +90,7 @@ pub struct Mounted {
     pub host: String,
     /// Where the volume is mounted.
     pub mount_point: String,
-    /// How long a request waits for a lost brick before it fails; `None` = for ever.
+    /// How long a request waits for a lost brick before it fails; `None` = as the volume says.
     pub io_timeout: Option<Duration>,
 }
 
@@ -151,7 +151,14 @@ impl Session {
     /// [`FsError::Io`] when a [`Effect::Once`] call may or may not have been done by a session
     /// that was fenced. Failures of operations are in the [`Answer`].
     pub fn call(&self, call: Call<'_>) -> Result<Answer, FsError> {
-        let waiting = Waiting::of(&call.caller, self.mounted.io_timeout);
+        let io_timeout = self
+            .mounted
+            .io_timeout
+            .or_else(|| match self.view.current().0 {
+                Volume::Present(volume) => volume.io_timeout,
+                Volume::Absent => None,
+            });
+        let waiting = Waiting::of(&call.caller, io_timeout);
         self.call_while(call, &waiting)
     }
 
@@ -360,13 +367,7 @@ impl Session {
         }
         let life = Arc::new(Life::new());
         let lost_locks = self.holdings.lose_locks();
-        tracing::warn!(
-            "this client was silent for too long and was put out: session {:016x} is over, \
-             {:016x} begins; {lost_locks} locks are lost, files they were held on answer EIO until \
-             they are closed",
-            old.id(),
-            life.id(),
-        );
+        self.say_renewal(old, &life, lost_locks);
         self.introduce(&life, waiting).map_err(|problem| {
             tracing::debug!("no new session: {problem}");
             FsError::NotConnected
@@ -377,6 +378,23 @@ impl Session {
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
         Ok(())
+    }
+
+    /// Lost locks are for a human to look at: what they protected may have changed.
+    fn say_renewal(&self, old: &Life, new: &Life, lost_locks: usize) {
+        let (old, new) = (old.id(), new.id());
+        if lost_locks == 0 {
+            tracing::info!(
+                "session {old:016x} is over, {new:016x} begins: this client was silent for too \
+                 long, or every brick that knew it was started again"
+            );
+        } else {
+            tracing::warn!(
+                "session {old:016x} is over, {new:016x} begins: this client was silent for too \
+                 long, or every brick that knew it was started again; {lost_locks} locks are lost, \
+                 files they were held on answer EIO until they are closed"
+            );
+        }
     }
 
     fn life(&self) -> Arc<Life> {

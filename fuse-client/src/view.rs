@@ -67,6 +67,10 @@ pub struct VolumeView {
     pub epoch: EpochRef,
     /// Replica sets of the volume.
     pub sets: usize,
+    /// The volume's `client.io-timeout`; `None` = wait for ever.
+    pub io_timeout: Option<Duration>,
+    /// The volume's `client.inode-limit`, if it was set.
+    pub inode_limit: Option<usize>,
 }
 
 /// What is known of the volume.
@@ -281,7 +285,15 @@ fn read_volume(view: &View, name: &str) -> Option<VolumeView> {
             id: epoch.id,
         }),
         sets: volume.sets.len(),
+        io_timeout: number(volume, "client.io-timeout").map(Duration::from_secs),
+        inode_limit: number(volume, "client.inode-limit").map(|limit| limit as usize),
     })
+}
+
+/// An option that is a number, with or without the unit of seconds. 0 is as if it were not set.
+fn number(volume: &mortar_proto::registry::Volume, option: &str) -> Option<u64> {
+    let value = volume.options.get(option)?.trim().trim_end_matches('s');
+    value.parse().ok().filter(|number| *number != 0)
 }
 
 #[cfg(test)]

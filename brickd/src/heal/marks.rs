@@ -7,6 +7,8 @@
 //! between, and is not applied there, makes it pending again. So that number is the mark's
 //! counter.
 
+mod carried;
+
 use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Range;
 
@@ -40,14 +42,17 @@ pub enum MarkState {
 
 impl RangeValue for MarkState {
     fn joined(self, other: Self) -> Self {
-        if self == other {
-            self
-        } else {
-            MarkState::Pending
+        match (self, other) {
+            (MarkState::Carried(one), MarkState::Carried(two)) => MarkState::Carried(one.max(two)),
+            _ if self == other => self,
+            _ => MarkState::Pending,
         }
     }
     fn joins_neighbour(self, other: Self) -> bool {
-        self == other
+        match (self, other) {
+            (MarkState::Carried(_), MarkState::Carried(_)) => true,
+            _ => self == other,
+        }
     }
 }
 
@@ -59,6 +64,15 @@ enum Listing {
     Comparing,
 }
 
+/// The mark of one name.
+#[derive(Clone, Copy, Debug)]
+struct NameState {
+    state: MarkState,
+    held: Held,
+    /// Another value each time the name is marked.
+    counter: u64,
+}
+
 /// The marks of one object.
 #[derive(Clone, Debug, Default)]
 struct ObjectMarks {
@@ -66,7 +80,7 @@ struct ObjectMarks {
     since: u64,
     attributes: Option<(MarkState, Lacks)>,
     listing: Option<Listing>,
-    names: BTreeMap<Box<[u8]>, (MarkState, Held)>,
+    names: BTreeMap<Box<[u8]>, NameState>,
     names_pending: usize,
     ranges: Ranges<MarkState>,
 }
@@ -90,15 +104,17 @@ impl ObjectMarks {
     }
 
     fn is_name_pending(&self, name: &[u8]) -> bool {
-        matches!(self.names.get(name), Some((MarkState::Pending, _)))
+        self.names
+            .get(name)
+            .is_some_and(|mark| mark.state == MarkState::Pending)
     }
 
     fn settle_names(&mut self, links: &mut Links, number: u64) {
-        for (state, held) in self.names.values_mut() {
-            if *state == MarkState::Pending {
-                links.remove(*held);
+        for mark in self.names.values_mut() {
+            if mark.state == MarkState::Pending {
+                links.remove(mark.held);
             }
-            *state = MarkState::Carried(number);
+            mark.state = MarkState::Carried(number);
         }
         self.names_pending = 0;
     }
@@ -154,6 +170,7 @@ pub struct Marks {
     listings: usize,
     links: Links,
     next_since: u64,
+    next_counter: u64,
     /// Set: anything may differ. The value changes whenever the comparison must begin anew.
     everything: Option<u64>,
     compared: Option<Gfid>,
@@ -329,58 +346,6 @@ impl Marks {
         records
     }
 
-    /// The copy was lost on the way: everything that was carried and not confirmed is pending
-    /// again.
-    pub fn reset(&mut self) {
-        self.links = Links::default();
-        for object in self.objects.values_mut() {
-            if let Some((state, lacks)) = &mut object.attributes {
-                (*state, *lacks) = (MarkState::Pending, Lacks::Attributes);
-            }
-            if let Some(listing) = &mut object.listing {
-                *listing = Listing::Pending;
-            }
-            for mark in object.names.values_mut() {
-                *mark = (MarkState::Pending, Held::Unknown);
-                self.links.add(Held::Unknown);
-            }
-            object.names_pending = object.names.len();
-            object.ranges.each_mut(|state| *state = MarkState::Pending);
-        }
-    }
-
-    /// Drops what was carried by heal changes up to this number: the copy has synced them.
-    /// Returns how many marks went.
-    pub fn synced(&mut self, up_to: u64) -> usize {
-        let goes = |state: MarkState| matches!(state, MarkState::Carried(at) if at <= up_to);
-        let before = self.count;
-        self.objects.retain(|_, object| {
-            object.attributes = object.attributes.filter(|(state, _)| !goes(*state));
-            object.names.retain(|_, (state, _)| !goes(*state));
-            object.ranges.retain(|state| !goes(state));
-            object.len() > 0
-        });
-        self.count = self.objects.values().map(ObjectMarks::len).sum();
-        before - self.count
-    }
-
-    /// All that is marked of the object was carried by the heal change of this number, or by
-    /// changes before it.
-    pub fn carried_all(&mut self, gfid: Gfid, number: u64) {
-        let Some(object) = self.objects.get_mut(&gfid) else {
-            return;
-        };
-        let before = object.len();
-        object.settle_names(&mut self.links, number);
-        object
-            .ranges
-            .each_mut(|state| *state = MarkState::Carried(number));
-        object.attributes = Some((MarkState::Carried(number), Lacks::Times));
-        self.listings -= usize::from(object.listing.take().is_some());
-        let after = object.len();
-        self.count = self.count + after - before;
-    }
-
     /// The objects with something pending, oldest first, at most `limit`.
     pub fn oldest(&self, limit: usize) -> Vec<Gfid> {
         let mut heap = BinaryHeap::new();
@@ -419,16 +384,19 @@ impl Marks {
         self.objects.get(&gfid).is_some_and(ObjectMarks::is_blocked)
     }
 
-    /// Pending names of a directory, at most `limit`.
-    pub fn pending_names(&self, gfid: Gfid, limit: usize) -> Vec<Vec<u8>> {
+    /// Pending names of a directory, at most `limit`, each with its counter.
+    pub fn pending_names(&self, gfid: Gfid, limit: usize) -> Vec<(Vec<u8>, u64)> {
         let Some(object) = self.objects.get(&gfid) else {
             return Vec::new();
         };
         let pending = object
             .names
             .iter()
-            .filter(|(_, (state, _))| *state == MarkState::Pending);
-        pending.take(limit).map(|(name, _)| name.to_vec()).collect()
+            .filter(|(_, mark)| mark.state == MarkState::Pending);
+        pending
+            .take(limit)
+            .map(|(name, mark)| (name.to_vec(), mark.counter))
+            .collect()
     }
 
     /// How many names of a directory are pending.
@@ -438,10 +406,10 @@ impl Marks {
             .map_or(0, |object| object.names_pending)
     }
 
-    /// Whether this name is pending.
-    pub fn is_name_pending(&self, parent: Gfid, name: &[u8]) -> bool {
-        let object = self.objects.get(&parent);
-        object.is_some_and(|object| object.is_name_pending(name))
+    /// The counter of a name, if it is pending: another one when it has been marked again since.
+    pub fn pending_name(&self, parent: Gfid, name: &[u8]) -> Option<u64> {
+        let mark = self.objects.get(&parent)?.names.get(name)?;
+        (mark.state == MarkState::Pending).then_some(mark.counter)
     }
 
     /// The first pending range of a file at or after `from`.
@@ -452,72 +420,6 @@ impl Marks {
         pending
             .find(|(_, state)| *state == MarkState::Pending)
             .map(|(range, _)| range.start.max(from)..range.end)
-    }
-
-    /// A heal change carried the object. With [`MarkState::Owed`] it is to be carried once more.
-    pub fn carried_object(&mut self, gfid: Gfid, state: MarkState) {
-        match self.objects.get_mut(&gfid) {
-            Some(object) => {
-                let before = object.attributes.replace((state, Lacks::Times));
-                self.count += usize::from(before.is_none());
-            }
-            None if state == MarkState::Owed => {
-                self.pending_object(gfid).attributes = Some((state, Lacks::Times));
-                self.count += 1;
-            }
-            None => {}
-        }
-    }
-
-    /// The heal change of this number carried what the name holds.
-    pub fn carried_name(&mut self, parent: Gfid, name: &[u8], number: u64) {
-        if let Some(object) = self.objects.get_mut(&parent)
-            && let Some((state, held)) = object.names.get_mut(name)
-        {
-            if *state == MarkState::Pending {
-                object.names_pending -= 1;
-                self.links.remove(*held);
-            }
-            *state = MarkState::Carried(number);
-        }
-    }
-
-    /// The heal change of this number carried what was pending of the range.
-    pub fn carried_bytes(&mut self, gfid: Gfid, range: Range<u64>, number: u64) {
-        let Some(object) = self.objects.get_mut(&gfid) else {
-            return;
-        };
-        let before = object.ranges.len();
-        let pending: Vec<Range<u64>> = object
-            .ranges
-            .within(&range)
-            .filter(|(_, state)| *state == MarkState::Pending)
-            .map(|(span, _)| span.start.max(range.start)..span.end.min(range.end))
-            .collect();
-        for span in pending {
-            object.ranges.set(span, MarkState::Carried(number));
-        }
-        self.count = self.count + object.ranges.len() - before;
-    }
-
-    /// The comparison of a directory marked whole begins: single names are marked from now on.
-    pub fn listing_begun(&mut self, gfid: Gfid) {
-        if let Some(object) = self.objects.get_mut(&gfid)
-            && object.listing.is_some()
-        {
-            object.listing = Some(Listing::Comparing);
-        }
-    }
-
-    /// The comparison is done, unless the directory was marked whole again since it began.
-    pub fn listing_done(&mut self, gfid: Gfid) {
-        if let Some(object) = self.objects.get_mut(&gfid)
-            && object.listing == Some(Listing::Comparing)
-        {
-            object.listing = None;
-            self.count -= 1;
-            self.listings -= 1;
-        }
     }
 
     /// Whether the copy lacks nothing and has confirmed all that was carried.
@@ -571,18 +473,30 @@ impl Marks {
     }
 
     fn mark_name(&mut self, parent: Gfid, name: &[u8], held: Held, record: &mut MarkRecord) {
-        let object = self.pending_object(parent);
+        self.pending_object(parent);
+        let Some(object) = self.objects.get_mut(&parent) else {
+            return;
+        };
         if object.listing == Some(Listing::Pending) {
             return;
         }
         let before = object.names.get(name).copied();
         let held = match before {
-            Some((MarkState::Pending, before)) => before.then(held),
+            Some(mark) if mark.state == MarkState::Pending => mark.held.then(held),
             _ => held,
         };
-        object.names.insert(name.into(), (MarkState::Pending, held));
+        self.next_counter += 1;
+        let counter = self.next_counter;
+        object.names.insert(
+            name.into(),
+            NameState {
+                state: MarkState::Pending,
+                held,
+                counter,
+            },
+        );
         match before {
-            Some((MarkState::Pending, before)) => self.links.remove(before),
+            Some(mark) if mark.state == MarkState::Pending => self.links.remove(mark.held),
             _ => object.names_pending += 1,
         }
         self.links.add(held);

@@ -70,14 +70,16 @@ pub trait HealPort: Send + Sync {
     /// [`Gone`].
     fn make_room(&self, bytes: u64) -> Result<(), Gone>;
 
-    /// Asks the copy; the answer is of what it had at some moment after the call. One result for
-    /// each operation up to the first with an errno. The copy answers with [`super::answer`].
+    /// Asks the copy, which answers with [`super::answer`]; the answer is of a moment at which it
+    /// has applied every heal change sent before the call. One result for each operation, up to
+    /// the first with an errno.
     ///
     /// # Errors
     /// [`Gone`].
     fn ask(&self, ops: Vec<Op>) -> Result<Vec<data::Result>, Gone>;
 
-    /// Has the copy apply and sync everything up to this number, and waits for it to confirm.
+    /// Has the copy apply and sync everything up to this number (0: all it has), and waits for it
+    /// to confirm.
     ///
     /// # Errors
     /// [`Gone`], also when a heal change failed on the copy.
@@ -86,7 +88,7 @@ pub trait HealPort: Send + Sync {
     /// Whether healing is to end.
     fn stopped(&self) -> bool;
 
-    /// Nothing is marked at this moment: time for the switch to in sync. Called again whenever
-    /// marks came up since, and are gone.
+    /// Nothing is marked at this moment: time for the switch to in sync. Called again and again
+    /// while it is so; must not wait for long.
     fn quiet(&self);
 }

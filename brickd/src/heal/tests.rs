@@ -1,5 +1,6 @@
 //! Healing between two bricks in memory.
 
+mod bytes;
 mod changes;
 mod double;
 mod model;

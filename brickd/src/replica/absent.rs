@@ -129,6 +129,23 @@ impl Absent {
         inner.recent.confirmed(copy, number);
     }
 
+    /// This primary sends an fsync, or this backup has received one.
+    pub fn fsync_ordered(&self, change: &Change) {
+        if let Some(Step::Fsync(step)) = &change.step {
+            self.lock().recent.fsync_ordered(change.number, step);
+        }
+    }
+
+    /// A copy has applied the change of this number, which may be an fsync.
+    pub fn applied_by(&self, copy: BrickId, number: u64) {
+        self.lock().recent.fsync_done(copy, number);
+    }
+
+    /// A copy has applied every change up to this number.
+    pub fn applied_by_up_to(&self, copy: BrickId, number: u64) {
+        self.lock().recent.fsyncs_done(copy, number);
+    }
+
     /// What each copy has confirmed, to travel with changes.
     pub fn news_of_syncs(&self) -> Vec<CopySynced> {
         let inner = self.lock();

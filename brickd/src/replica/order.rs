@@ -97,6 +97,7 @@ impl Replica {
         });
         let mut commands = ordered.commands;
         let synced = self.absent.news_of_syncs();
+        self.absent.fsync_ordered(&numbered.change);
         for to in ordered.to {
             let Some(stream) = streams.get_mut(&to) else {
                 continue;

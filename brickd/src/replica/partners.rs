@@ -135,7 +135,12 @@ impl Replica {
         let stream = streams
             .get_mut(&to)
             .filter(|stream| stream.incarnation == incarnation)?;
-        self.streams.attach(to, stream, connection);
+        let tail = if stream.joined {
+            self.tail.above(answer.last_number)
+        } else {
+            Vec::new()
+        };
+        self.streams.attach(to, stream, connection, tail);
         let unanswered = Arc::clone(&stream.unanswered);
         let commands = self
             .lock_core()
@@ -163,7 +168,10 @@ impl Replica {
                     continue;
                 }
                 AckKind::AckHeld => Answer::Held,
-                AckKind::AckApplied => Answer::Applied,
+                AckKind::AckApplied => {
+                    self.absent.applied_by(from, ack.number);
+                    Answer::Applied
+                }
                 AckKind::AckFailed => self.failed(from, &ack, unanswered),
             };
             if answer != Answer::Held {

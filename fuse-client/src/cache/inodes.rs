@@ -53,6 +53,9 @@ struct Inode {
     attr_counter: u64,
     /// Data counter of the cached pages or listing; 0 = not known.
     pages: u64,
+    /// This mount has written since the last open: the kernel keeps what it wrote only until it
+    /// sees the new mtime.
+    written: bool,
 }
 
 #[derive(Debug)]
@@ -63,6 +66,8 @@ struct Known {
     /// When they came: a request sent later cannot rightly bring older ones.
     came_at: Instant,
     expired: bool,
+    /// What the kernel was told last: the data counter, and how long it believes it.
+    told: Option<(u64, Instant)>,
 }
 
 impl Inodes {
@@ -135,7 +140,9 @@ impl Inodes {
                 return Err(FsError::Io);
             }
             inode.lookups += 1;
-            self.admit(inode, attrs, sent_at)
+            let attrs = self.admit(inode, attrs, sent_at);
+            self.told(inode);
+            attrs
         };
         self.sweep_if_due();
         Ok((node, attrs))
@@ -189,6 +196,23 @@ impl Inodes {
             .map(|known| known.attrs)
     }
 
+    /// The kernel is being told these attributes.
+    pub fn tell(&self, node: NodeId) {
+        if let Some(inode) = self.shard(node).get_mut(&node) {
+            self.told(inode);
+        }
+    }
+
+    /// Whether the kernel believes in a size that belongs to other content than this. It does not
+    /// look at a file's attributes when it opens it.
+    pub fn kernel_is_behind(&self, node: NodeId, data_counter: u64) -> bool {
+        let shard = self.shard(node);
+        let told = shard
+            .get(&node)
+            .and_then(|inode| inode.known.as_ref()?.told);
+        told.is_some_and(|(of, until)| of != data_counter && until > Instant::now())
+    }
+
     /// How long attributes sent for at `sent_at` may be believed from now on.
     pub fn time_left(&self, sent_at: Instant) -> Duration {
         self.attribute_timeout.saturating_sub(sent_at.elapsed())
@@ -217,6 +241,14 @@ impl Inodes {
         self.shard(node).get(&node).map_or(0, |inode| inode.pages)
     }
 
+    /// Whether the kernel probably still has the pages of this content.
+    pub fn has_pages(&self, node: NodeId, data_counter: u64) -> bool {
+        let shard = self.shard(node);
+        shard
+            .get(&node)
+            .is_some_and(|inode| inode.pages == data_counter && !inode.written)
+    }
+
     /// The file or directory is opened at this data counter: what the kernel has cached is kept
     /// exactly when it is of the same. From now on the cache is of this counter.
     pub fn opened(&self, node: NodeId, data_counter: u64) -> Pages {
@@ -226,17 +258,31 @@ impl Inodes {
         };
         let same = data_counter != 0 && inode.pages == data_counter;
         inode.pages = data_counter;
+        inode.written = false;
         if same { Pages::Current } else { Pages::Stale }
     }
 
     /// This mount has changed the content; the kernel's pages hold the change too. They are of the
     /// new counter only when nobody else's change lies between.
     pub fn wrote(&self, node: NodeId, data_counter: u64) {
-        if let Some(inode) = self.shard(node).get_mut(&node)
-            && inode.pages != 0
-            && inode.pages + 1 == data_counter
-        {
+        let mut shard = self.shard(node);
+        let Some(inode) = shard.get_mut(&node) else {
+            return;
+        };
+        inode.written = true;
+        if inode.pages != 0 && inode.pages + 1 == data_counter {
             inode.pages = data_counter;
+        }
+        if let Some(known) = &mut inode.known {
+            // The kernel drops size and times itself when it writes.
+            known.told = None;
+        }
+    }
+
+    fn told(&self, inode: &mut Inode) {
+        if let Some(known) = &mut inode.known {
+            let until = Instant::now() + self.attribute_timeout;
+            known.told = Some((known.attrs.data_counter, until));
         }
     }
 
@@ -249,7 +295,9 @@ impl Inodes {
             return known.attrs;
         }
         inode.attr_counter = attrs.attr_counter;
+        let told = inode.known.as_ref().and_then(|known| known.told);
         let known = Known {
+            told,
             attrs,
             sent_at,
             came_at: Instant::now(),
@@ -318,6 +366,7 @@ impl Inode {
             known: None,
             attr_counter: 0,
             pages: 0,
+            written: false,
         }
     }
 
@@ -390,6 +439,19 @@ mod tests {
         // A reply about the twin changes nothing of the first.
         inodes.learn(&Object { size: 77, ..twin }, Instant::now());
         assert_eq!(inodes.fresh(NodeId(9)).unwrap().0.size, 0);
+    }
+
+    #[test]
+    fn the_kernel_is_behind_until_it_is_told() {
+        let inodes = table();
+        let node = inodes.look_up(&object(9, 5, 0), Instant::now()).unwrap().0;
+        assert!(!inodes.kernel_is_behind(node, 5));
+        inodes.learn(&object(9, 6, 0), Instant::now());
+        assert!(inodes.kernel_is_behind(node, 6));
+        inodes.tell(node);
+        assert!(!inodes.kernel_is_behind(node, 6));
+        inodes.wrote(node, 7);
+        assert!(!inodes.kernel_is_behind(node, 7));
     }
 
     #[test]

@@ -35,6 +35,7 @@ impl Fs {
     pub fn getattr(&self, caller: Caller, node: NodeId) -> FsResult<(Attrs, Duration)> {
         let gfid = self.inodes.gfid(node)?;
         if let Some(fresh) = self.inodes.fresh(node) {
+            self.inodes.tell(node);
             return Ok(fresh);
         }
         let (result, _, sent_at) =
@@ -43,6 +44,7 @@ impl Fs {
             .inodes
             .learn(own_object(&result)?, sent_at)
             .ok_or(FsError::Io)?;
+        self.inodes.tell(node);
         Ok((attrs, self.inodes.time_left(sent_at)))
     }
 
@@ -79,6 +81,7 @@ impl Fs {
         if change.size.is_some() {
             self.inodes.wrote(node, attrs.data_counter);
         }
+        self.inodes.tell(node);
         Ok((attrs, self.inodes.time_left(sent_at)))
     }
 }

@@ -5,7 +5,7 @@ use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{Caller, Fsync, Read, Write, op, result};
 
 use super::notes::Note;
-use super::{Fs, FsResult};
+use super::{Fs, FsResult, object_of};
 use crate::cache::NodeId;
 use crate::session::Effect;
 
@@ -82,7 +82,7 @@ impl Fs {
         };
         let mut answer = self.ask(caller, vec![op::Op::Write(write)], bytes, effect)?;
         let result = answer.take(0)?;
-        if let Some(object) = result.objects.first() {
+        if let Some(object) = object_of(&result, file.gfid) {
             self.inodes.wrote(node, object.data_counter);
         }
         match result.ok {

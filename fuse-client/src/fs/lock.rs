@@ -14,7 +14,7 @@ use mortar_proto::data::{Caller, GetLock, Lock, LockKind, LockType, SetLock, op,
 
 use super::handles::File;
 use super::notes::Note;
-use super::{Fs, FsResult};
+use super::{Fs, FsResult, is_uncertain, object_of};
 use crate::cache::{NodeId, Pages};
 use crate::session::holdings::HeldLock;
 use crate::session::{Effect, signal_waits};
@@ -168,7 +168,18 @@ impl Fs {
             lock: Some(self.lock_of(&file, ask)),
             wait_ms: if unlock { 0 } else { wait.as_millis() as u32 },
         };
-        let (result, _) = self.change_op(caller, op::Op::Setlock(set), Effect::Repeatable)?;
+        let held = HeldLock {
+            owner: ask.owner,
+            handle: ask.handle,
+            kind: LockKind::LockPosix,
+            lost: file.locks_lost.clone(),
+        };
+        let outcome = self.change_op(caller, op::Op::Setlock(set), Effect::Repeatable);
+        if !unlock && outcome.as_ref().is_err_and(|error| is_uncertain(*error)) {
+            // It may be held: then it goes when the file is closed.
+            holdings.lock_granted(file.gfid, held.clone());
+        }
+        let (result, _) = outcome?;
         if unlock {
             if ask.range
                 == (LockRange {
@@ -180,17 +191,11 @@ impl Fs {
             }
             return Ok(Pages::Current);
         }
-        let held = HeldLock {
-            owner: ask.owner,
-            handle: ask.handle,
-            kind: LockKind::LockPosix,
-            lost: file.locks_lost.clone(),
-        };
         holdings.lock_granted(file.gfid, held);
         for handle in self.handles.of(file.gfid) {
             handle.drop_head();
         }
-        match result.objects.first() {
+        match object_of(&result, file.gfid) {
             Some(object) => Ok(self.inodes.opened(ask.node, object.data_counter)),
             None => {
                 self.inodes.expire(ask.node);

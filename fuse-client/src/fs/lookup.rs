@@ -12,8 +12,8 @@ use crate::cache::NodeId;
 use crate::session::{Call, Effect, Session};
 
 impl Fs {
-    /// What a name holds. `Err(Ok(timeout))` would be odd: absence is [`FsError::NotFound`], and
-    /// [`Fs::absence_timeout`] says how long it is believed.
+    /// What a name holds. Absence is [`FsError::NotFound`], and [`Fs::absence_timeout`] says how
+    /// long it is believed.
     pub fn lookup(&self, caller: Caller, parent: NodeId, name: &[u8]) -> FsResult<Entry> {
         check_entry_name(name)?;
         let parent_gfid = self.inodes.gfid(parent)?;

@@ -6,7 +6,7 @@ use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{Caller, Create, Link, ReadLink, op, result};
 
 use super::open::Opened;
-use super::{Entry, Fs, FsResult, is_ordinary, own_object};
+use super::{Entry, Fs, FsResult, is_ordinary, is_uncertain, own_object};
 use crate::cache::NodeId;
 use crate::session::Effect;
 
@@ -71,19 +71,25 @@ impl Fs {
             open: true,
             ..self.new_object(parent_gfid, name, mode)?
         };
-        let (result, sent_at) = self
-            .change_op(caller, op::Op::Create(create), Effect::Once)
-            .map_err(|error| match error {
-                FsError::Exists if !must_be_new => FsError::Stale,
-                error => error,
-            })?;
+        let made = create.gfid;
+        let outcome = self.change_op(caller, op::Op::Create(create), Effect::Once);
+        let (result, sent_at) = match outcome {
+            Ok(outcome) => outcome,
+            Err(FsError::Exists) if !must_be_new => return Err(FsError::Stale),
+            Err(error) => {
+                if let Some(gfid) = made.filter(|_| is_uncertain(error)) {
+                    self.register_open(gfid);
+                    self.session.holdings().close(gfid);
+                }
+                return Err(error);
+            }
+        };
         let object = own_object(&result)?;
         let gfid = object.gfid.ok_or(FsError::Io)?;
         let entry = self.entry(object, sent_at)?;
         self.saw_name(parent, parent_gfid, name, gfid);
         let opened = if result.created {
-            self.session.holdings().begin_open(gfid);
-            self.session.holdings().registered(gfid);
+            self.register_open(gfid);
             Ok(self.opened(entry.node, gfid, &entry.attrs, flags, None))
         } else {
             self.open(caller, entry.node, flags)
@@ -128,6 +134,12 @@ impl Fs {
             Some(result::Ok::Bytes(target)) => Ok(target),
             _ => Err(FsError::Io),
         }
+    }
+
+    /// The primary has registered an open of an object that nobody else knows yet.
+    fn register_open(&self, gfid: Gfid) {
+        self.session.holdings().begin_open(gfid);
+        self.session.holdings().registered(gfid);
     }
 
     fn new_object(&self, parent: Gfid, name: &[u8], mode: u32) -> FsResult<Create> {

@@ -19,6 +19,13 @@ pub type Then = Box<dyn FnOnce() + Send>;
 
 /// One note.
 pub enum Note {
+    /// Attributes of this inode are out of date.
+    DropAttributes {
+        /// Whose.
+        node: NodeId,
+        /// Waits for it.
+        then: Then,
+    },
     /// Attributes and pages of this inode are out of date.
     DropPages {
         /// Whose.
@@ -37,6 +44,8 @@ pub enum Note {
 
 /// Who can tell the kernel.
 pub trait Kernel {
+    /// Drops attributes of an inode. Takes no lock in the kernel.
+    fn drop_attributes(&self, node: NodeId);
     /// Drops attributes and all pages of an inode.
     fn drop_pages(&self, node: NodeId);
     /// Drops a name.
@@ -68,7 +77,10 @@ impl Notes {
     /// the kernel has requests under way.
     pub fn push(&self, note: Note) {
         let mut state = self.lock();
-        let awaited = matches!(note, Note::DropPages { then: Some(_), .. });
+        let awaited = matches!(
+            note,
+            Note::DropAttributes { .. } | Note::DropPages { then: Some(_), .. }
+        );
         if state.stopped {
             drop(state);
             finish(note);
@@ -116,6 +128,7 @@ impl Notes {
                 }
             };
             match &note {
+                Note::DropAttributes { node, .. } => kernel.drop_attributes(*node),
                 Note::DropPages { node, .. } => kernel.drop_pages(*node),
                 Note::DropName { parent, name } => kernel.drop_name(*parent, name),
             }
@@ -140,11 +153,12 @@ impl Notes {
 }
 
 fn finish(note: Note) {
-    if let Note::DropPages {
-        then: Some(then), ..
-    } = note
-    {
-        then();
+    match note {
+        Note::DropAttributes { then, .. }
+        | Note::DropPages {
+            then: Some(then), ..
+        } => then(),
+        Note::DropPages { then: None, .. } | Note::DropName { .. } => {}
     }
 }
 
@@ -158,6 +172,7 @@ mod tests {
     struct Count(AtomicUsize);
 
     impl Kernel for Count {
+        fn drop_attributes(&self, _: NodeId) {}
         fn drop_pages(&self, _: NodeId) {
             self.0.fetch_add(1, Ordering::SeqCst);
         }

@@ -4,7 +4,7 @@ use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{Caller, GetAttr, LockKind, Open, Read, ReleaseOwner, op, result};
 
 use super::handles::{File, Head};
-use super::{Fs, FsResult, is_ordinary, own_object};
+use super::{Fs, FsResult, is_ordinary, is_uncertain, own_object, to_the_end};
 use crate::cache::{Attrs, NodeId, Pages};
 use crate::options::PageCache;
 use crate::session::holdings::Registration;
@@ -31,6 +31,17 @@ pub struct Opened {
     pub handle: u64,
     /// How it uses the page cache.
     pub pages: PageUse,
+    /// Whether the kernel must forget the attributes it has before it is answered.
+    pub attributes: KernelAttributes,
+}
+
+/// What the kernel believes of an opened file's attributes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum KernelAttributes {
+    /// They belong to the content as it is.
+    Right,
+    /// The file was changed by somebody else since: its size may be another.
+    Behind,
 }
 
 impl Fs {
@@ -68,6 +79,10 @@ impl Fs {
         let (answer, object) = match answer {
             Ok(answer) => answer,
             Err(error) => {
+                if is_uncertain(error) {
+                    // Then it is released like any other.
+                    self.session.holdings().registered(gfid);
+                }
                 self.session.holdings().close(gfid);
                 return Err(error);
             }
@@ -92,14 +107,25 @@ impl Fs {
     ) -> Opened {
         let pages = self.inodes.opened(node, attrs.data_counter);
         let direct = self.is_direct(flags);
-        let head = head.filter(|_| !direct && pages == Pages::Stale);
+        let head = head.filter(|_| !direct);
         let handle = self.handles.add_file(File::new(gfid, head));
+        // With O_TRUNC the kernel itself drops what it knew of the content.
+        let truncated = flags & libc::O_TRUNC != 0;
+        let attributes = match self.inodes.kernel_is_behind(node, attrs.data_counter) {
+            _ if truncated => KernelAttributes::Right,
+            true => KernelAttributes::Behind,
+            false => KernelAttributes::Right,
+        };
         let pages = match pages {
             _ if direct => PageUse::Direct,
             Pages::Current => PageUse::Kept,
             Pages::Stale => PageUse::Fresh,
         };
-        Opened { handle, pages }
+        Opened {
+            handle,
+            pages,
+            attributes,
+        }
     }
 
     /// close(2) of one descriptor. Nothing is buffered here, so there is nothing to send but the
@@ -114,7 +140,11 @@ impl Fs {
                 kind: LockKind::LockPosix.into(),
                 ..Default::default()
             };
-            self.change_op(caller, op::Op::ReleaseOwner(release), Effect::Repeatable)?;
+            self.change_op(
+                to_the_end(caller),
+                op::Op::ReleaseOwner(release),
+                Effect::Repeatable,
+            )?;
             holdings.owner_unlocked(file.gfid, owner);
         }
         file.usable()
@@ -134,7 +164,11 @@ impl Fs {
                 ..Default::default()
             };
             outcome = self
-                .change_op(caller, op::Op::ReleaseOwner(release), Effect::Repeatable)
+                .change_op(
+                    to_the_end(caller),
+                    op::Op::ReleaseOwner(release),
+                    Effect::Repeatable,
+                )
                 .map(|_| ());
         }
         holdings.close(file.gfid);
@@ -159,7 +193,7 @@ impl Fs {
         self.inodes.last(node).is_some_and(|attrs| {
             attrs.kind() == libc::S_IFREG
                 && (1..=u64::from(HEAD_BYTES_MAX)).contains(&attrs.size)
-                && self.inodes.pages(node) != attrs.data_counter
+                && !self.inodes.has_pages(node, attrs.data_counter)
         })
     }
 }

@@ -3,7 +3,7 @@
 use mortar_common::FsError;
 use mortar_proto::data::{Caller, CopyRange, Fallocate, Seek, Whence, op, result};
 
-use super::{Fs, FsResult, is_ordinary};
+use super::{Fs, FsResult, is_ordinary, object_of};
 use crate::cache::NodeId;
 use crate::session::Effect;
 
@@ -31,7 +31,7 @@ impl Fs {
         };
         let (result, _) =
             self.change_op(caller, op::Op::Fallocate(fallocate), Effect::Repeatable)?;
-        if let Some(object) = result.objects.first() {
+        if let Some(object) = object_of(&result, file.gfid) {
             self.inodes.wrote(node, object.data_counter);
         }
         Ok(())
@@ -79,7 +79,7 @@ impl Fs {
             kill_suidgid: is_ordinary(&caller),
         };
         let (result, _) = self.change_op(caller, op::Op::CopyRange(copy), Effect::Repeatable)?;
-        if let Some(object) = result.objects.first() {
+        if let Some(object) = object_of(&result, to_file.gfid) {
             self.inodes.wrote(to.0, object.data_counter);
         }
         match result.ok {

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 use fuser::{
-    FileHandle, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner, ReplyAttr, ReplyData,
-    ReplyEmpty, ReplyEntry, ReplyLock, ReplyStatfs, ReplyWrite, ReplyXattr,
+    FileHandle, FopenFlags, INodeNo, InitFlags, KernelConfig, LockOwner, ReplyAttr, ReplyCreate,
+    ReplyData, ReplyEmpty, ReplyEntry, ReplyLock, ReplyOpen, ReplyStatfs, ReplyWrite, ReplyXattr,
 };
 use mortar_common::FsError;
 use mortar_common::name::NAME_BYTES_MAX;
@@ -11,8 +11,11 @@ use mortar_proto::data::{Lock, LockType, StatFs};
 
 use super::GENERATION;
 use super::convert::{attr_of, errno};
-use crate::cache::{Attrs, NodeId};
-use crate::fs::{Entry, FsResult, LockAsk, LockRange, PageUse, XattrAnswer};
+use crate::cache::{Attrs, NodeId, Pages};
+use crate::fs::notes::{Note, Notes};
+use crate::fs::{
+    Entry, FsResult, KernelAttributes, LockAsk, LockRange, Opened, PageUse, XattrAnswer,
+};
 
 /// Bytes of one WRITE, and of one READ when the read-ahead allows.
 const MAX_WRITE_BYTES: u32 = 1 << 20;
@@ -122,6 +125,53 @@ pub fn lock(reply: ReplyLock, outcome: FsResult<Lock>) {
                 LockType::LockUnlock => libc::F_UNLCK,
             };
             reply.locked(lock.start, lock.end, typ, lock.pid);
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// If the kernel's attributes are behind, it is told to drop them first, by another thread: a read
+/// through the new handle must not end at an old size.
+pub fn opened(reply: ReplyOpen, node: NodeId, outcome: FsResult<Opened>, notes: &Notes) {
+    match outcome {
+        Ok(opened) => {
+            let answer = move || reply.opened(FileHandle(opened.handle), pages(opened.pages));
+            match opened.attributes {
+                KernelAttributes::Right => answer(),
+                KernelAttributes::Behind => {
+                    notes.push(Note::DropAttributes {
+                        node,
+                        then: Box::new(answer),
+                    });
+                }
+            }
+        }
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+/// fuser has one timeout for the name and the attributes of what was made.
+pub fn created(reply: ReplyCreate, outcome: FsResult<(Entry, Opened)>) {
+    match outcome {
+        Ok((entry, opened)) => reply.created(
+            &entry.attr_timeout.min(entry.entry_timeout),
+            &attr_of(entry.node, &entry.attrs),
+            GENERATION,
+            FileHandle(opened.handle),
+            pages(opened.pages),
+        ),
+        Err(error) => reply.error(errno(error)),
+    }
+}
+
+pub fn dir_opened(reply: ReplyOpen, outcome: FsResult<(u64, Pages)>) {
+    match outcome {
+        Ok((handle, pages)) => {
+            let mut flags = FopenFlags::FOPEN_CACHE_DIR;
+            if pages == Pages::Current {
+                flags |= FopenFlags::FOPEN_KEEP_CACHE;
+            }
+            reply.opened(FileHandle(handle), flags);
         }
         Err(error) => reply.error(errno(error)),
     }

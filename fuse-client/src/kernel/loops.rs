@@ -182,6 +182,16 @@ impl Unmounter {
 struct Teller(Notifier);
 
 impl Kernel for Teller {
+    fn drop_attributes(&self, node: NodeId) {
+        // A negative offset: the pages stay.
+        if let Err(error) = self.0.inval_inode(INodeNo(node.0), -1, 0) {
+            tracing::debug!(
+                "the kernel does not drop the attributes of {}: {error}",
+                node.0
+            );
+        }
+    }
+
     fn drop_pages(&self, node: NodeId) {
         if let Err(error) = self.0.inval_inode(INodeNo(node.0), 0, 0) {
             tracing::debug!("the kernel does not drop the pages of {}: {error}", node.0);

@@ -46,6 +46,8 @@ fn follow_view(weak: &Weak<Session>) {
                     Err(error) => tracing::error!("cannot start a thread: {error}"),
                 }
             }
+        } else {
+            kept.clear();
         }
         session.route.sleep(EVERY);
     }

@@ -199,6 +199,8 @@ mod tests {
             primary: None,
             epoch: EpochRef::default(),
             sets: 1,
+            io_timeout: None,
+            inode_limit: None,
         }
     }
 

@@ -496,6 +496,10 @@ impl Store for Double {
                         name: name.clone(),
                         hash,
                         gfid: Some(*held),
+                        r#type: tree
+                            .nodes
+                            .get(held)
+                            .map_or(0, |node| node.object.mode >> 12),
                         ..Default::default()
                     }
                 })

@@ -5,7 +5,6 @@ use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 
-use bytes::Bytes;
 use mortar_common::{BrickId, FsError, Gfid};
 use mortar_proto::data::change::Step;
 use mortar_proto::data::{self, Change, EpochRef, Op, Time};
@@ -309,11 +308,6 @@ impl HealPort for Rig {
             self.live(&mut line);
         }
     }
-}
-
-/// A name.
-pub fn name(text: &str) -> Bytes {
-    Bytes::copy_from_slice(text.as_bytes())
 }
 
 /// A gfid with a clock, so that the walk has an order.

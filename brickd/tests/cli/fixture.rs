@@ -135,17 +135,6 @@ pub fn mortar_args(words: &[&str], input: &str) -> Ran {
     run(&mut command(words), input)
 }
 
-/// The same with one directory in front of PATH.
-pub fn mortar_with_path(words: &str, first: &Path) -> Ran {
-    let words: Vec<&str> = words.split_whitespace().collect();
-    let path = format!(
-        "{}:{}",
-        first.display(),
-        std::env::var("PATH").unwrap_or_default()
-    );
-    run(command(&words).env("PATH", path), "")
-}
-
 fn command(words: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_mortar"));
     command

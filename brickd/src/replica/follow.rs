@@ -109,6 +109,7 @@ impl Replica {
             from_brick: self.setting().me.0,
             from_incarnation: self.setting().incarnation.0,
             last_number: self.follower.lock().received_max,
+            synced: self.store.stored_state().synced,
             ..Default::default()
         };
         let commands = match accepted {

@@ -12,6 +12,7 @@ use mortar_proto::frame::{self, FrameError};
 use mortar_proto::registry::Epoch;
 use tracing::{debug, error, warn};
 
+use super::absent::is_heal;
 use super::core::Answer;
 use super::streams::{Numbered, Unanswered, lock_unanswered};
 use super::{Replica, now_ms};
@@ -82,6 +83,12 @@ impl Replica {
             ..Default::default()
         };
         let (connection, answer) = self.ports.connect(to, hello)?;
+        if !joined
+            && answer.refusal.is_empty()
+            && let Err(failure) = self.absent.returned(to, answer.synced)
+        {
+            self.disk_failed(&failure.to_string());
+        }
         if !answer.refusal.is_empty() {
             debug!(
                 copy = self.ports.name_of(to),
@@ -162,7 +169,10 @@ impl Replica {
                 self.healing.synced(from, ack.synced);
             }
             let answer = match ack.kind() {
-                AckKind::AckConfirm => continue,
+                AckKind::AckConfirm => {
+                    self.absent.recorded(from, ack.synced);
+                    continue;
+                }
                 AckKind::AckTable => {
                     self.event(|core, now| core.table_held(from, now));
                     continue;
@@ -193,7 +203,11 @@ impl Replica {
             && let Some(numbered) = numbered
         {
             debug!(copy = self.ports.name_of(from), ack.reason, "marked again");
-            self.absent.mark_again(from, &numbered.change);
+            if is_heal(&numbered.change) {
+                self.healing.fail(from); // It begins anew: its marks are still there.
+            } else {
+                self.absent.mark_again(from, &numbered.change);
+            }
             return Answer::Applied;
         }
         warn!(

@@ -1,7 +1,6 @@
 //! A brickd that answers from a script on a unix socket, and the program run against it.
 
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 

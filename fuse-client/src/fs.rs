@@ -100,9 +100,23 @@ impl Fs {
         settings: Settings,
         subdir: &[Vec<u8>],
     ) -> Result<Arc<Fs>, String> {
-        let (root, object, sent_at) = lookup::find_root(&session, subdir)?;
+        // The volume's root is known without asking: a mount of it can wait for its bricks.
+        let found = if session.is_open() {
+            Some(lookup::find_root(&session, subdir)?)
+        } else if subdir.is_empty() {
+            None
+        } else {
+            return Err(
+                "no brick of the volume may serve yet, so its folder cannot be looked up: \
+                 try again"
+                    .to_owned(),
+            );
+        };
+        let root = found.as_ref().map_or(Gfid::ROOT, |(root, ..)| *root);
         let inodes = Inodes::new(root, settings.attribute_timeout);
-        inodes.learn(&object, sent_at);
+        if let Some((_, object, sent_at)) = &found {
+            inodes.learn(object, *sent_at);
+        }
         let fs = Arc::new(Fs {
             session,
             settings,

@@ -8,7 +8,7 @@ mod route;
 mod waiting;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -27,6 +27,10 @@ pub(crate) use waiting::{Waiting, signal_waits};
 const IDLE_CONNECTIONS_MAX: usize = 32;
 /// A mount waits this long for a brick that serves.
 const FIRST_SERVICE_WAIT: Duration = Duration::from_secs(20);
+/// How often what waits for the session to open looks whether it has.
+const OPEN_TICK: Duration = Duration::from_millis(50);
+/// One attempt to open the session later on lasts this long.
+const OPEN_AGAIN: Duration = Duration::from_secs(60);
 /// An unmount waits this long for the primary to take the session's end.
 const CLOSE_WAIT: Duration = Duration::from_secs(2);
 
@@ -108,6 +112,10 @@ pub struct Session {
     closing: AtomicBool,
     /// Whether the primary was told; held while it is.
     closed: Mutex<bool>,
+    /// The primary knows this session. Until then calls wait.
+    opened: AtomicBool,
+    /// A brick of the volume took this client's connection, whether it serves or not.
+    greeted: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -118,10 +126,11 @@ struct Idle {
 }
 
 impl Session {
-    /// Opens a session at the primary of the volume that `view` follows.
+    /// Opens a session at the primary of the volume that `view` follows. When a brick is there
+    /// and none may serve yet, the session opens later, and calls wait for that.
     ///
     /// # Errors
-    /// In words, when no brick serves within 20 s.
+    /// In words, when there is no brick within 20 s that takes this client.
     pub fn open(view: ViewWatch, mounted: Mounted) -> Result<Arc<Session>, String> {
         let session = Arc::new(Session {
             view,
@@ -133,12 +142,35 @@ impl Session {
             holdings: Arc::default(),
             closing: AtomicBool::new(false),
             closed: Mutex::new(false),
+            opened: AtomicBool::new(false),
+            greeted: AtomicBool::new(false),
         });
-        let life = session.life();
         let waiting = Waiting::until(Instant::now() + FIRST_SERVICE_WAIT);
-        session.introduce(&life, &waiting)?;
-        keeper::start(&session).map_err(|error| format!("cannot start a thread: {error}"))?;
+        match session.introduce(&session.life(), &waiting) {
+            Ok(()) => session.has_opened()?,
+            Err(problem) if session.greeted.load(Ordering::Acquire) => {
+                tracing::warn!("no brick may serve yet: whoever uses the mount waits ({problem})");
+                let weak = Arc::downgrade(&session);
+                std::thread::Builder::new()
+                    .name("opener".to_owned())
+                    .spawn(move || open_later(&weak))
+                    .map_err(|error| format!("cannot start a thread: {error}"))?;
+            }
+            Err(problem) => return Err(problem),
+        }
         Ok(session)
+    }
+
+    fn has_opened(self: &Arc<Self>) -> Result<(), String> {
+        keeper::start(self).map_err(|error| format!("cannot start a thread: {error}"))?;
+        self.opened.store(true, Ordering::Release);
+        self.route.wake();
+        Ok(())
+    }
+
+    /// Whether the primary knows this session.
+    pub fn is_open(&self) -> bool {
+        self.opened.load(Ordering::Acquire)
     }
 
     /// What this session holds at the primary: opens and locks.
@@ -166,6 +198,10 @@ impl Session {
     }
 
     pub(crate) fn call_while(&self, call: Call<'_>, waiting: &Waiting) -> Result<Answer, FsError> {
+        while !self.is_open() {
+            self.may_go_on(waiting)?;
+            self.route.sleep(OPEN_TICK);
+        }
         let mut life = self.life();
         let mut slot = take_slot(&life, call.effect, waiting)?;
         let mut request = Request {
@@ -261,6 +297,7 @@ impl Session {
                     }
                     ReplyStatus::ReplyNotPrimary | ReplyStatus::ReplyNotReady => {
                         tries.unanswered = true;
+                        self.greeted.store(true, Ordering::Release);
                         self.not_here(&brick, &reply, &mut hunt);
                         waiting.note(hunt.problem());
                     }
@@ -273,6 +310,9 @@ impl Session {
                 Err(lost) => {
                     tries.unanswered |= matches!(lost, Lost::Broken { .. } | Lost::GivenUp { .. });
                     tracing::debug!("{lost}");
+                    if matches!(lost, Lost::GivenUp { .. }) {
+                        self.greeted.store(true, Ordering::Release);
+                    }
                     hunt.failed(brick.brick, lost.to_string());
                     waiting.note(hunt.problem());
                 }
@@ -454,6 +494,29 @@ impl Session {
     fn drop_idle(&self, brick: &BrickAddress) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.retain(|one| one.brick != *brick);
+    }
+}
+
+/// Opens the session as soon as a brick serves.
+fn open_later(weak: &Weak<Session>) {
+    loop {
+        let Some(session) = weak.upgrade().filter(|session| !session.is_closing()) else {
+            return;
+        };
+        let waiting = Waiting::until(Instant::now() + OPEN_AGAIN);
+        // A new life each time: what became of the last one's first request is not known.
+        let life = Arc::new(Life::new());
+        match session.introduce(&life, &waiting) {
+            Ok(()) => {
+                *session.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
+                match session.has_opened() {
+                    Ok(()) => tracing::info!("a brick serves: whoever waited for it goes on"),
+                    Err(problem) => tracing::error!("{problem}"),
+                }
+                return;
+            }
+            Err(problem) => tracing::debug!("no brick may serve yet: {problem}"),
+        }
     }
 }
 

@@ -106,6 +106,8 @@ pub struct Session {
     idle: Mutex<Vec<Idle>>,
     holdings: Arc<Holdings>,
     closing: AtomicBool,
+    /// Whether the primary was told; held while it is.
+    closed: Mutex<bool>,
 }
 
 #[derive(Debug)]
@@ -130,6 +132,7 @@ impl Session {
             idle: Mutex::default(),
             holdings: Arc::default(),
             closing: AtomicBool::new(false),
+            closed: Mutex::new(false),
         });
         let life = session.life();
         let waiting = Waiting::until(Instant::now() + FIRST_SERVICE_WAIT);
@@ -199,8 +202,13 @@ impl Session {
         }
     }
 
-    /// Ends the session: its locks and opens go. Later calls fail with ENOTCONN.
+    /// Ends the session: its locks and opens go. Later calls fail with ENOTCONN, and so do those
+    /// that wait. Returns when it has ended, whoever was first to say so.
     pub fn close(&self) {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *closed, true) {
+            return;
+        }
         let call = Call {
             caller: Caller::default(),
             ops: vec![session_close()],

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use tests::cluster::{Cluster, Mount, assert_bricks_equal};
 
 const DISK_MIB: u32 = 512;
-const BLOCK: [u8; 1 << 20] = [b'x'; 1 << 20];
+static BLOCK: [u8; 1 << 20] = [b'x'; 1 << 20];
 
 /// Writes files of 1 MiB until one is refused; returns how many were taken.
 #[track_caller]

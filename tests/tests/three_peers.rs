@@ -1,10 +1,11 @@
 //! Three peers, two bricks: any one host may go; with two gone nothing is lost.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
+use std::io::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use tests::cluster::{Cluster, VOLUME, wait_until};
+use tests::cluster::{Allowed, Cluster, VOLUME, wait_until};
 
 /// Management goes on once the registry has a leader again.
 const MANAGED_WITHIN: Duration = Duration::from_secs(10);
@@ -53,6 +54,9 @@ fn with_two_hosts_down_changes_are_refused_and_nothing_is_lost() {
         .collect();
     kept.iter()
         .for_each(|file| fs::write(file, "acknowledged").unwrap());
+    // However long the outage lasts: this client lives, and keeps what it holds.
+    let mut locked = File::create(mount.join("locked")).unwrap();
+    locked.lock().unwrap();
     cluster.host("gfs03").shut_down();
     cluster.host("gfs02").shut_down();
 
@@ -91,7 +95,18 @@ fn with_two_hosts_down_changes_are_refused_and_nothing_is_lost() {
             .all(|file| fs::read(file).unwrap() == b"acknowledged")
     );
     assert!(late.join("written-without-quorum").exists());
+    locked.write_all(b"still mine").unwrap();
+    let other = File::open(late.join("locked")).unwrap();
+    assert!(
+        matches!(other.try_lock(), Err(TryLockError::WouldBlock)),
+        "the lock did not outlive the outage"
+    );
+    drop((locked, other));
     cluster.assert_healed_and_equal();
+    cluster.assert_logs_clean(&[Allowed {
+        text: "no brick may serve yet",
+        why: "it is mounted while two of three hosts are down",
+    }]);
 }
 
 #[test]

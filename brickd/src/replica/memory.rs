@@ -173,6 +173,11 @@ impl Memory {
         self.sessions.start_hearing(now_ms);
     }
 
+    /// This copy could not answer until now: silence counts from here on.
+    pub fn forgive_silence(&mut self, now_ms: u64) {
+        self.sessions.forgive_silence(now_ms);
+    }
+
     /// When this copy last heard of any session; `None` = never.
     pub fn last_heard_ms(&self) -> Option<u64> {
         self.sessions.last_heard_ms()

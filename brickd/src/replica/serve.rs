@@ -363,6 +363,13 @@ impl Replica {
                     asked_for_space = true;
                     self.wait_for_news_of_space();
                 }
+                Err(PlanError::Refused(FsError::NotConnected)) => {
+                    // The session ended while the request waited: that is no answer of the file's.
+                    return Err(Unanswered::new(
+                        ReplyStatus::ReplyFenced,
+                        "the session has ended",
+                    ));
+                }
                 Err(PlanError::Refused(error)) => return Ok((plan::refused(error), true)),
                 Err(PlanError::Brick(failure)) => return Err(brick_failed(&failure)),
             }

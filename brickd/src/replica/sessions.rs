@@ -17,6 +17,8 @@ use super::{Replica, now_ms};
 
 /// A session that is silent for this long is expired and fenced.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// This process stood still when the sessions were not looked over for so long.
+const STOOD_STILL: Duration = Duration::from_secs(2);
 /// A new primary frees no orphan for this long: sessions may not have reclaimed their opens yet.
 const RECLAIM_TIME: Duration = Duration::from_secs(5);
 /// How long housekeeping waits for the set to be ready.
@@ -43,6 +45,13 @@ impl Replica {
             return;
         }
         let now = now_ms();
+        // Who is not answered, by a primary without a lease or one that stood still, cannot make
+        // itself heard.
+        let looked_ms = self.looked_over_ms.swap(now, Ordering::Relaxed);
+        let stood_still = now.saturating_sub(looked_ms) > STOOD_STILL.as_millis() as u64;
+        if stood_still || self.lock_core().may_read(now).is_err() {
+            self.lock_memory().forgive_silence(now);
+        }
         let silent = self
             .lock_memory()
             .silent(now, SESSION_TIMEOUT.as_millis() as u64);

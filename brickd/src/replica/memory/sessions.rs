@@ -39,6 +39,8 @@ pub(super) struct Sessions {
     ended: HashSet<SessionId>,
     /// The ended ones, oldest first.
     ended_order: VecDeque<SessionId>,
+    /// Silence before this moment is nobody's fault.
+    silence_from_ms: u64,
 }
 
 impl Sessions {
@@ -104,6 +106,10 @@ impl Sessions {
         }
     }
 
+    pub(super) fn forgive_silence(&mut self, now_ms: u64) {
+        self.silence_from_ms = now_ms;
+    }
+
     pub(super) fn last_heard_ms(&self) -> Option<u64> {
         self.known
             .values()
@@ -113,9 +119,9 @@ impl Sessions {
 
     pub(super) fn silent(&self, now_ms: u64, limit_ms: u64) -> Vec<SessionId> {
         let is_silent = |session: &Session| {
-            session
-                .heard_ms
-                .is_some_and(|heard_ms| now_ms.saturating_sub(heard_ms) > limit_ms)
+            session.heard_ms.is_some_and(|heard_ms| {
+                now_ms.saturating_sub(heard_ms.max(self.silence_from_ms)) > limit_ms
+            })
         };
         self.iter()
             .filter(|(_, session)| is_silent(session))

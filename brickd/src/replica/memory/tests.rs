@@ -191,6 +191,9 @@ fn who_was_not_heard() {
     assert_eq!(memory.silent(205, 100), [TWO]);
     assert_eq!(memory.silent(400, 100), [ONE, TWO]);
     assert_eq!(memory.last_heard_ms(), Some(200));
+    memory.forgive_silence(350);
+    assert!(memory.silent(400, 100).is_empty(), "it could not be heard");
+    assert_eq!(memory.silent(451, 100), [ONE, TWO]);
 }
 
 #[test]

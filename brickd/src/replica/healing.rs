@@ -3,12 +3,12 @@
 use std::collections::HashMap;
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mortar_common::BrickId;
 use mortar_common::placement::name_hash;
+use mortar_common::{BrickId, Signal};
 use mortar_proto::WIRE_VERSION;
 use mortar_proto::control::BrickHeal;
 use mortar_proto::data::change::Step;
@@ -41,7 +41,7 @@ pub struct Healing {
     runs: Mutex<HashMap<BrickId, Arc<Run>>>,
     control: HealControl,
     /// Signalled when an answer or a confirmed sync comes.
-    moved: Condvar,
+    moved: Signal,
     synced: Mutex<HashMap<BrickId, u64>>,
 }
 
@@ -310,13 +310,7 @@ impl HealPort for Port {
                 .synced
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner);
-            drop(
-                replica
-                    .healing
-                    .moved
-                    .wait_timeout(synced, POLL)
-                    .unwrap_or_else(PoisonError::into_inner),
-            );
+            drop(replica.healing.moved.wait_timeout(synced, POLL));
         }
     }
 
@@ -352,13 +346,7 @@ impl HealPort for Port {
             if now_ms() > give_up_ms {
                 return Err(Gone);
             }
-            drop(
-                replica
-                    .healing
-                    .moved
-                    .wait_timeout(synced, POLL)
-                    .unwrap_or_else(PoisonError::into_inner),
-            );
+            drop(replica.healing.moved.wait_timeout(synced, POLL));
         }
     }
 

@@ -95,8 +95,8 @@ pub enum Invited {
 pub trait Registry: Send + Sync + 'static {
     /// The applied state of this peer; needs no quorum.
     fn view(&self) -> Arc<View>;
-    /// This host.
-    fn local(&self) -> PeerId;
+    /// This host, as the pool knows it, or would if there were one yet.
+    fn local(&self) -> Peer;
     /// Makes one change. A refusal by the state itself is in the outcome.
     fn propose(&self, command: Command) -> BoxFuture<'_, Result<Outcome, ProposeError>>;
     /// Who leads, who follows, who lags.

@@ -26,7 +26,7 @@ mod tests;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -85,6 +85,8 @@ impl Reserve {
 pub struct Brick {
     inner: Arc<Inner>,
     threads: Vec<JoinHandle<()>>,
+    /// Goes last, when the folder is let go of.
+    hold: Arc<()>,
 }
 
 impl Brick {
@@ -132,6 +134,7 @@ impl Brick {
         let mut brick = Brick {
             inner: Arc::clone(&inner),
             threads: Vec::new(),
+            hold: Arc::default(),
         };
         brick.spawn("brick-keeper", Inner::keep_house)?;
         brick.spawn("brick-freer", Inner::free_big_files)?;
@@ -142,6 +145,12 @@ impl Brick {
     /// The folder.
     pub fn path(&self) -> &Path {
         &self.inner.path
+    }
+
+    /// Gone when this brick has ended and its folder can be opened again, which is some time after
+    /// whoever used it last let it go: it writes everything back first.
+    pub fn hold(&self) -> Weak<()> {
+        Arc::downgrade(&self.hold)
     }
 
     /// Why the brick's disk is given up, if it is.

@@ -113,6 +113,7 @@ pub enum DaemonError {
 /// When it cannot start; a running one ends without an error.
 pub fn run(config: &Config) -> Result<(), DaemonError> {
     rustix::process::umask(rustix::fs::Mode::empty());
+    raise_descriptor_limit();
     let _lock = lock::take(&config.data_dir)?;
     let listener =
         std::net::TcpListener::bind(config.listen).map_err(|source| DaemonError::Listen {
@@ -153,6 +154,20 @@ pub fn run(config: &Config) -> Result<(), DaemonError> {
     control.shutdown_timeout(Duration::from_secs(1));
     info!("stopped");
     Ok(())
+}
+
+/// Bricks keep files open, and every client thread has a connection: the soft limit of 1024 that
+/// most systems give is far too low, the hard one is for this.
+fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        ..limit
+    };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        info!(%error, "the limit of open files stays as it is");
+    }
 }
 
 fn serve_control(

@@ -5,7 +5,7 @@ mod ports;
 mod report;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use mortar_common::{BrickId, Incarnation, PeerId, VolumeId};
@@ -27,6 +27,10 @@ use crate::replica::{Replica, Setting};
 /// A brick that could not be started is tried again after this.
 const RETRY: Duration = Duration::from_secs(5);
 
+/// A brick that is to start while its last life still comes to an end is looked at again after
+/// this.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
 /// What the control plane may ask of this host's bricks. Calls may block on the disk: call them
 /// from a thread that may.
 pub trait LocalBricks: Send + Sync {
@@ -46,12 +50,22 @@ pub struct BrickHost {
     links: OnceLock<Arc<Links>>,
     running: Mutex<HashMap<BrickId, Arc<Replica>>>,
     problems: Mutex<HashMap<BrickId, Problem>>,
+    /// What each brick opened here holds of its folder; after its stop that takes a while to end.
+    holds: Mutex<HashMap<BrickId, Weak<()>>>,
     /// Which process each peer last showed, so that its goodbye can be told from an older one's.
     processes: Mutex<HashMap<PeerId, Incarnation>>,
     stop: crate::link::Stop,
     /// Wakes the thread that follows the registry, to end.
     wake: tokio::sync::Notify,
     follower: Mutex<Option<std::thread::JoinHandle<()>>>,
+}
+
+/// How far the running bricks are what the registry wants.
+enum Adopted {
+    /// But for those that have a problem.
+    All,
+    /// A brick waits for the end of its last life.
+    SomeStillEnd,
 }
 
 struct Problem {
@@ -74,6 +88,7 @@ impl BrickHost {
             links: OnceLock::new(),
             running: Mutex::default(),
             problems: Mutex::default(),
+            holds: Mutex::default(),
             processes: Mutex::default(),
             stop: crate::link::Stop::default(),
             wake: tokio::sync::Notify::new(),
@@ -165,11 +180,14 @@ impl BrickHost {
         let mut views = self.registry.subscribe();
         while !self.stop.is_stopped() {
             let view = Arc::clone(&views.borrow_and_update());
-            self.adopt(&view);
+            let pause = match self.adopt(&view) {
+                Adopted::All => RETRY,
+                Adopted::SomeStillEnd => LOOK_AGAIN,
+            };
             let waited = self.control.block_on(async {
                 tokio::select! {
                     () = self.wake.notified() => Ok(Ok(())),
-                    waited = tokio::time::timeout(RETRY, views.changed()) => waited,
+                    waited = tokio::time::timeout(pause, views.changed()) => waited,
                 }
             });
             if matches!(waited, Ok(Err(_))) {
@@ -179,7 +197,7 @@ impl BrickHost {
     }
 
     /// Makes the running bricks be what the registry wants.
-    fn adopt(self: &Arc<Self>, view: &View) {
+    fn adopt(self: &Arc<Self>, view: &View) -> Adopted {
         self.links().set_peers(view.peers.values().cloned());
         let mut wanted = Vec::new();
         for volume in view.volumes.values() {
@@ -203,6 +221,7 @@ impl BrickHost {
         for replica in stopped {
             self.stop_brick(&replica);
         }
+        let mut adopted = Adopted::All;
         for (volume, brick) in wanted {
             let running = self.lock_running().get(&BrickId(brick.id)).cloned();
             match running {
@@ -211,9 +230,11 @@ impl BrickHost {
                         replica.view(set);
                     }
                 }
+                None if self.still_ends(BrickId(brick.id)) => adopted = Adopted::SomeStillEnd,
                 None => self.start_brick(view, volume, brick),
             }
         }
+        adopted
     }
 
     fn stop_brick(&self, replica: &Arc<Replica>) {
@@ -225,6 +246,12 @@ impl BrickHost {
             incarnation: setting.incarnation.0,
         });
         replica.finish_stop();
+    }
+
+    fn still_ends(&self, brick: BrickId) -> bool {
+        let mut holds = lock(&self.holds);
+        holds.retain(|_, hold| hold.strong_count() > 0);
+        holds.contains_key(&brick)
     }
 
     fn start_brick(self: &Arc<Self>, view: &View, volume: &Volume, brick: &reg::Brick) {
@@ -254,7 +281,10 @@ impl BrickHost {
             },
         );
         let store: Arc<dyn HealSource> = match opened {
-            Ok(opened) => Arc::new(opened),
+            Ok(opened) => {
+                lock(&self.holds).insert(id, opened.hold());
+                Arc::new(opened)
+            }
             Err(failure) => {
                 let words = failure.to_string();
                 let old = self.lock_problems().insert(

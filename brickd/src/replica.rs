@@ -22,9 +22,11 @@ pub mod plan;
 pub mod recover;
 pub mod serve;
 pub mod sessions;
+pub mod space;
 pub mod streams;
 pub mod timers;
 
+use std::collections::HashMap;
 use std::net::TcpStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -32,7 +34,7 @@ use std::time::Duration;
 
 use mortar_common::{BrickId, Incarnation, Signal, VolumeId};
 use mortar_proto::data::{
-    self, Beacon, BeaconAnswer, CopyState, EpochRef, Hello, StateQuery, link_message,
+    self, Beacon, BeaconAnswer, CopyState, EpochRef, Goodbye, Hello, StateQuery, link_message,
 };
 use mortar_proto::frame::FrameError;
 use mortar_proto::registry::{Epoch, Limits};
@@ -112,9 +114,11 @@ pub struct Replica {
     healing: healing::Healing,
     /// Last time given to a change, ns since 1970.
     last_time_ns: Mutex<i128>,
+    /// Id of the last query that each copy has answered.
+    answered_queries: Mutex<HashMap<BrickId, u64>>,
     /// Newest epoch handed to the disk; stores are made one at a time and never go back.
     stored_epoch: Mutex<u64>,
-    free_bytes: sessions::FreeBytes,
+    free_bytes: space::FreeBytes,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
     stop: Arc<Stop>,
@@ -159,8 +163,9 @@ impl Replica {
             follower: follow::Follower::default(),
             healing: healing::Healing::default(),
             last_time_ns: Mutex::new(0),
+            answered_queries: Mutex::default(),
             stored_epoch: Mutex::new(stored.epoch.as_ref().map_or(0, |epoch| epoch.number)),
-            free_bytes: sessions::FreeBytes::default(),
+            free_bytes: space::FreeBytes::default(),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
             stop: Arc::new(Stop::default()),
@@ -253,6 +258,16 @@ impl Replica {
                 self.ports.send(BrickId(query.from_brick), state);
             }
             link_message::What::State(state) => {
+                let newest = {
+                    let mut answered = lock(&self.answered_queries);
+                    let last = answered.entry(BrickId(state.brick)).or_default();
+                    let newest = state.id >= *last;
+                    *last = state.id.max(*last);
+                    newest
+                };
+                if !newest {
+                    return; // An answer that was overtaken tells of the past.
+                }
                 self.event(|core, now| core.copy_state(state, now));
             }
             link_message::What::Goodbye(_) => {} // The host turns it into `gone`.
@@ -399,6 +414,16 @@ impl Replica {
         );
         let reason = reason.to_owned();
         self.event(|core, now| core.disk_failed(reason, now));
+        // The others need not wait until its silence is long enough.
+        for brick in self.ports.bricks() {
+            if brick != self.setting.me {
+                let goodbye = Goodbye {
+                    brick: self.setting.me.0,
+                    incarnation: self.setting.incarnation.0,
+                };
+                self.ports.send(brick, link_message::What::Goodbye(goodbye));
+            }
+        }
     }
 
     fn in_background(
@@ -435,7 +460,7 @@ impl Replica {
             sent,
             from_brick: self.setting.me.0,
             to_brick: to.0,
-            free_bytes: self.free_bytes.own(&*self.store),
+            free_bytes: self.free_bytes_here(),
         })
     }
 
@@ -508,4 +533,8 @@ impl Replica {
             .unwrap_or_else(PoisonError::into_inner);
         *last = seen_ns.max(*last);
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -10,8 +10,6 @@ mod samples;
 #[path = "cli/volumes.rs"]
 mod volumes;
 
-use std::os::unix::fs::PermissionsExt;
-
 use fixture::{Fake, mortar};
 use mortar_proto::control::{PeerState, PeerStatusReply, RegistryMember, RegistryStatusReply};
 use mortar_proto::registry::Peer;
@@ -279,22 +277,15 @@ fn completions_and_manual_pages() {
 }
 
 #[test]
-fn mount_runs_the_helper_with_its_options() {
+fn mount_is_the_very_program_that_mounts() {
     let dir = tempfile::tempdir().unwrap();
-    let helper = dir.path().join("mount.mortar");
-    std::fs::write(&helper, "#!/bin/sh\necho \"$@\"\nexit 7\n").unwrap();
-    std::fs::set_permissions(&helper, std::fs::Permissions::from_mode(0o755)).unwrap();
-    let ran = fixture::mortar_with_path(
-        "mount gfs01,gfs02:/v01/sub /mnt -o ro,noatime -o log-level=debug",
-        dir.path(),
-    );
-    assert_eq!(
-        ran.out,
-        "gfs01,gfs02:/v01/sub /mnt -o ro,noatime,log-level=debug\n"
-    );
-    assert_eq!(
-        ran.code,
-        Some(7),
-        "the helper's exit status is the command's"
-    );
+    let at = dir.path().display();
+    let ran = mortar(&format!("mount gfs01:/v01 {at} -o ro,no-such-option"));
+    assert_eq!(ran.code, Some(1), "wrong usage, as mount(8) has it");
+    assert!(ran.err.contains("no-such-option"), "{}", ran.err);
+    let ran = mortar(&format!(
+        "mount no-such-host.invalid:/v01 {at} -o log-file={at}/log"
+    ));
+    assert_eq!(ran.code, Some(32), "the mount failed, as mount(8) has it");
+    assert!(ran.err.contains("no-such-host.invalid"), "{}", ran.err);
 }

@@ -130,7 +130,7 @@ fn open_session(options: &MountOptions) -> Result<(Arc<Session>, Arc<VolumeView>
     let volume = match view.first()? {
         Volume::Absent => {
             return Err(format!(
-                "the pool of {} has no volume '{name}'; 'mortar volume list' shows those it has",
+                "Volume {name} does not exist in the pool of {}; 'mortar volume list' shows those that do",
                 options.hosts[0]
             ));
         }

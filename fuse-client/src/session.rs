@@ -106,6 +106,8 @@ pub struct Session {
     idle: Mutex<Vec<Idle>>,
     holdings: Arc<Holdings>,
     closing: AtomicBool,
+    /// Whether the primary was told; held while it is.
+    closed: Mutex<bool>,
 }
 
 #[derive(Debug)]
@@ -130,6 +132,7 @@ impl Session {
             idle: Mutex::default(),
             holdings: Arc::default(),
             closing: AtomicBool::new(false),
+            closed: Mutex::new(false),
         });
         let life = session.life();
         let waiting = Waiting::until(Instant::now() + FIRST_SERVICE_WAIT);
@@ -199,8 +202,13 @@ impl Session {
         }
     }
 
-    /// Ends the session: its locks and opens go. Later calls fail with ENOTCONN.
+    /// Ends the session: its locks and opens go. Later calls fail with ENOTCONN, and so do those
+    /// that wait. Returns when it has ended, whoever was first to say so.
     pub fn close(&self) {
+        let mut closed = self.closed.lock().unwrap_or_else(PoisonError::into_inner);
+        if std::mem::replace(&mut *closed, true) {
+            return;
+        }
         let call = Call {
             caller: Caller::default(),
             ops: vec![session_close()],
@@ -367,13 +375,7 @@ impl Session {
         }
         let life = Arc::new(Life::new());
         let lost_locks = self.holdings.lose_locks();
-        tracing::warn!(
-            "this client was silent for too long and was put out: session {:016x} is over, \
-             {:016x} begins; {lost_locks} locks are lost, files they were held on answer EIO until \
-             they are closed",
-            old.id(),
-            life.id(),
-        );
+        self.say_renewal(old, &life, lost_locks);
         self.introduce(&life, waiting).map_err(|problem| {
             tracing::debug!("no new session: {problem}");
             FsError::NotConnected
@@ -384,6 +386,23 @@ impl Session {
             .unwrap_or_else(PoisonError::into_inner)
             .clear();
         Ok(())
+    }
+
+    /// Lost locks are for a human to look at: what they protected may have changed.
+    fn say_renewal(&self, old: &Life, new: &Life, lost_locks: usize) {
+        let (old, new) = (old.id(), new.id());
+        if lost_locks == 0 {
+            tracing::info!(
+                "session {old:016x} is over, {new:016x} begins: this client was silent for too \
+                 long, or every brick that knew it was started again"
+            );
+        } else {
+            tracing::warn!(
+                "session {old:016x} is over, {new:016x} begins: this client was silent for too \
+                 long, or every brick that knew it was started again; {lost_locks} locks are lost, \
+                 files they were held on answer EIO until they are closed"
+            );
+        }
     }
 
     fn life(&self) -> Arc<Life> {

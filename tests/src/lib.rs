@@ -5,6 +5,7 @@ pub mod cluster;
 pub mod frames;
 pub mod outage;
 pub mod report;
+pub mod requests;
 pub mod scale;
 pub mod simulator;
 pub mod stall;

@@ -51,6 +51,8 @@ pub struct Summary {
     pub joins: usize,
     /// Both sides of a two-voter pool went alone.
     pub split: bool,
+    /// Two voters: the set was closed until the operator chose a copy.
+    pub operator: bool,
     /// A copy that lost power took over, as no other had lived through.
     pub rolled_back: bool,
 }

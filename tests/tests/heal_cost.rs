@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::io::{Seek, SeekFrom, Write};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
-use tests::cluster::{Cluster, VOLUME};
+use tests::cluster::{Cluster, VOLUME, wait_until};
 use tests::{report, scale};
 
 const MIB: u64 = 1 << 20;
@@ -28,6 +28,18 @@ fn write_big(path: &Path, bytes: u64) {
     file.sync_all().unwrap();
 }
 
+/// Waits until both copies have noted that all that was written until now is durable: they do so
+/// when nothing has changed for three seconds.
+fn wait_durable(cluster: &Cluster) {
+    let quiet = SystemTime::now() + Duration::from_secs(2);
+    wait_until(Duration::from_secs(60), "both copies have synced", || {
+        ["gfs01", "gfs02"].iter().all(|host| {
+            let noted = cluster.brick(host).join(".mortar/volume");
+            fs::metadata(noted).unwrap().modified().unwrap() > quiet
+        })
+    });
+}
+
 #[test]
 fn a_heal_moves_what_changed_and_not_the_tree() {
     let (files, changed, big) = scale::pick((2_000, 50, 256 * MIB), (10_000, 100, 1024 * MIB));
@@ -40,6 +52,7 @@ fn a_heal_moves_what_changed_and_not_the_tree() {
     }
     write_big(&mount.join("big"), big);
     cluster.wait_in_sync(VOLUME);
+    wait_durable(&cluster);
 
     cluster.host("gfs02").kill_brickd();
     for number in 0..changed {

@@ -67,6 +67,7 @@ fn files_are_made_written_read_truncated_and_removed() {
     assert_eq!(fs::read_to_string(&path).unwrap(), "short and more");
     fs::remove_file(&path).unwrap();
     assert_eq!(fs::metadata(&path).unwrap_err().kind(), ErrorKind::NotFound);
+    drop((file, append));
     end(&cluster, mount);
 }
 
@@ -444,6 +445,7 @@ fn holes_are_made_found_and_copied() {
     assert!(fs::read(mount.join("copy")).unwrap() == fs::read(mount.join("file")).unwrap());
     let space = statvfs(mount.path()).unwrap();
     assert!(space.f_blocks > 0 && space.f_bavail <= space.f_bfree);
+    drop(file);
     end(&cluster, mount);
 }
 

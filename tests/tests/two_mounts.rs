@@ -1,6 +1,7 @@
 //! Two mounts of one volume: what one does the other sees, and locks hold between them.
 
 use std::fs::{self, File};
+use std::io::Write;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -34,6 +35,40 @@ fn two_mounts_see_each_others_changes() {
     wait_until(SEEN_WITHIN, "the other mount sees the unlink", || {
         !one.join("d/b").exists()
     });
+}
+
+/// Close-to-open: what was written and closed is read whole by whoever opens afterwards, also when
+/// its kernel knows the size of a moment ago.
+#[test]
+fn an_open_reads_all_that_the_other_mount_closed_before() {
+    const ROUNDS: usize = 100;
+    let cluster = Cluster::two_hosts();
+    let mounts = [
+        cluster.mount("client", "gfs01:/v01", ""),
+        cluster.mount("client", "gfs02:/v01", ""),
+    ];
+    let paths = mounts.each_ref().map(|mount| mount.join("log"));
+    fs::write(&paths[0], "").unwrap();
+    let mut whole = String::new();
+    for round in 0..ROUNDS {
+        let (writer, reader) = (&paths[round % 2], &paths[(round + 1) % 2]);
+        // The reader's kernel learns the size as it is before the change.
+        assert_eq!(
+            fs::metadata(reader).unwrap().len(),
+            whole.len() as u64,
+            "round {round}"
+        );
+        let line = format!("line {round}\n");
+        if round % 3 == 2 {
+            whole = line;
+            fs::write(writer, &whole).unwrap();
+        } else {
+            let mut file = File::options().append(true).open(writer).unwrap();
+            file.write_all(line.as_bytes()).unwrap();
+            whole += &line;
+        }
+        assert_eq!(fs::read_to_string(reader).unwrap(), whole, "round {round}");
+    }
 }
 
 #[test]

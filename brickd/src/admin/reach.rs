@@ -5,7 +5,6 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
-use mortar_common::PeerId;
 use mortar_proto::control::pool_client::PoolClient;
 use mortar_proto::control::{
     BrickState, Empty, PrepareBrickReply, PrepareBrickRequest, VolumeHealReply, VolumeHealRequest,
@@ -148,7 +147,7 @@ impl AdminService {
     }
 
     pub(super) fn is_local(&self, peer: &Peer) -> bool {
-        self.registry.local() == PeerId(peer.id)
+        self.registry.local().id == peer.id
     }
 
     fn pool_client(&self, peer: &Peer) -> Result<PoolClient<Channel>, Refusal> {

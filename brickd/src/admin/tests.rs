@@ -159,6 +159,19 @@ async fn create_refuses_unknown_hosts_and_bad_places() {
 }
 
 #[tokio::test]
+async fn a_host_in_no_pool_makes_a_volume_of_its_own_bricks() {
+    let pool = Pool::new().await;
+    pool.registry.leave_pool();
+    let why = refused(&pool, create("v", 1, &["gfs02:/b"])).await;
+    assert!(why.contains("peer probe gfs02"), "{why}");
+    pool.admin
+        .create_volume(create("v", 1, &["gfs01:/b"]))
+        .await
+        .unwrap();
+    assert_eq!(pool.volume("v").bricks[0].peer, 1);
+}
+
+#[tokio::test]
 async fn a_create_that_fails_leaves_nothing() {
     let pool = Pool::new().await;
     pool.there.refuse_check("read-only file system");

@@ -49,7 +49,7 @@ impl AdminService {
         if view.volumes.contains_key(&name) {
             return Err(Refusal(format!("Volume {name} already exists")));
         }
-        let placed = place(&view, specs).await?;
+        let placed = place(&self.known_peers(&view), specs).await?;
         bricks::check_places(&view, &placed)?;
         let shared = |(at, (peer, _)): (usize, &(Peer, BrickSpec))| {
             placed[..at].iter().any(|(other, _)| other.id == peer.id)
@@ -72,6 +72,15 @@ impl AdminService {
             planned,
         };
         self.make_volume(making, replica).await
+    }
+
+    /// The pool's peers. A host in no pool yet is a pool of one as soon as it has a volume.
+    fn known_peers(&self, view: &View) -> Vec<Peer> {
+        if view.peers.is_empty() {
+            vec![self.registry.local()]
+        } else {
+            view.peers.values().cloned().collect()
+        }
     }
 
     async fn make_volume(&self, making: Making, replica: u32) -> Result<String, Refusal> {
@@ -492,12 +501,12 @@ fn find_brick<'a>(view: &View, volume: &'a Volume, spec: &BrickSpec) -> Option<&
 }
 
 /// Finds the peer of each brick: by name, else by address.
-async fn place(view: &View, specs: Vec<BrickSpec>) -> Result<Vec<(Peer, BrickSpec)>, Refusal> {
+async fn place(peers: &[Peer], specs: Vec<BrickSpec>) -> Result<Vec<(Peer, BrickSpec)>, Refusal> {
     let mut placed = Vec::with_capacity(specs.len());
     for spec in specs {
-        let peer = match view.peers.values().find(|peer| is_called(peer, &spec.host)) {
+        let peer = match peers.iter().find(|peer| is_called(peer, &spec.host)) {
             Some(peer) => peer.clone(),
-            None => peer_by_address(view, &spec.host).await.ok_or_else(|| {
+            None => peer_by_address(peers, &spec.host).await.ok_or_else(|| {
                 Refusal(format!(
                     "Host {0} is not in 'Peer in Cluster' state: it is no peer of this pool; run \
                      'mortar peer probe {0}' first",
@@ -511,11 +520,10 @@ async fn place(view: &View, specs: Vec<BrickSpec>) -> Result<Vec<(Peer, BrickSpe
 }
 
 /// The one peer that has an address of `host`; none when several do.
-async fn peer_by_address(view: &View, host: &str) -> Option<Peer> {
+async fn peer_by_address(peers: &[Peer], host: &str) -> Option<Peer> {
     let wanted = addresses(host).await;
-    let resolved = view
-        .peers
-        .values()
+    let resolved = peers
+        .iter()
         .map(|peer| async move { (peer, addresses(&peer.host).await) });
     let mut found = join_all(resolved)
         .await

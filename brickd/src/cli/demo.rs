@@ -30,6 +30,9 @@ const HEAL_DEADLINE: Duration = Duration::from_secs(60);
 /// How long the killed brick stays away.
 const AWAY: Duration = Duration::from_secs(3);
 
+/// How long after the last change both bricks are equal at the latest.
+const REST: Duration = Duration::from_secs(5);
+
 /// Runs the demo; prints each step with its time.
 ///
 /// # Errors
@@ -41,6 +44,16 @@ pub fn run(args: &DemoArgs) -> Result<(), String> {
                 .to_owned(),
         );
     }
+    let args = args.clone();
+    // A thread that waits for a mount takes no signals: this one must never do so.
+    let story = std::thread::Builder::new().spawn(move || run_through(&args));
+    let story = story.map_err(|error| format!("no thread for the demo: {error}"))?;
+    story
+        .join()
+        .unwrap_or_else(|_| Err("the demo failed".to_owned()))
+}
+
+fn run_through(args: &DemoArgs) -> Result<(), String> {
     let mut steps = Steps::begin();
     let mut pool = Pool::new(args.dir.as_deref())?;
     println!("A pool of three peers on loopback: two bricks and a witness.\n");
@@ -50,7 +63,7 @@ pub fn run(args: &DemoArgs) -> Result<(), String> {
         return Err(reason);
     }
     if args.keep {
-        pool.keep();
+        pool.keep()?;
     } else {
         drop(pool);
         steps.say("everything is stopped and removed");
@@ -133,7 +146,14 @@ fn tell(pool: &mut Pool, steps: &mut Steps) -> Result<(), String> {
         pool.wait(Duration::from_millis(200))?;
     }
     steps.say("healed: nothing is pending");
-    match compare::folders(&pool.brick_path(0), &pool.brick_path(1))? {
+    // A brick writes the newest times back after a moment of rest.
+    let began = Instant::now();
+    let mut compared = compare::folders(&pool.brick_path(0), &pool.brick_path(1))?;
+    while matches!(compared, Comparison::Different(_)) && began.elapsed() < REST {
+        pool.wait(Duration::from_millis(200))?;
+        compared = compare::folders(&pool.brick_path(0), &pool.brick_path(1))?;
+    }
+    match compared {
         Comparison::Equal { files, bytes } => steps.say(&format!(
             "both bricks are equal, byte for byte: {files} files, {:.1} MiB",
             bytes as f64 / 1_048_576.0

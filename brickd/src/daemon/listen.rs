@@ -5,10 +5,12 @@ use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use mortar_proto::data::{Hello, Role};
 use mortar_proto::frame::{self, FrameError, Kind};
 use mortar_proto::{WIRE_VERSION, frame::MAGIC};
+use socket2::{SockRef, TcpKeepalive};
 use tracing::{debug, info, warn};
 
 use super::{HELLO_TIMEOUT, refusal_of_version};
@@ -16,6 +18,8 @@ use crate::host::BrickHost;
 
 /// Connections served at once; more are closed as they come.
 const CONNECTIONS_MAX: usize = 4096;
+/// A connection that was silent for this long is probed, so often.
+const KEEPALIVE: Duration = Duration::from_secs(10);
 /// gRPC connections waiting to be taken by the control plane.
 const GRPC_WAITING_MAX: usize = 64;
 /// Stack of a thread that serves a data connection.
@@ -41,7 +45,7 @@ pub fn start(
                     Err(error) => {
                         // Out of descriptors, most likely: do not spin.
                         warn!(%error, "a connection could not be accepted");
-                        std::thread::sleep(std::time::Duration::from_millis(100));
+                        std::thread::sleep(Duration::from_millis(100));
                     }
                 }
             }
@@ -85,6 +89,12 @@ fn accept(connection: TcpStream, host: &Arc<BrickHost>, grpc: &Grpc, open: &Arc<
 
 fn serve(mut connection: TcpStream, host: &Arc<BrickHost>, grpc: &Grpc) -> Result<(), FrameError> {
     connection.set_nodelay(true)?;
+    // A host that lost its power says nothing: without this its threads would stay for ever.
+    let alive = TcpKeepalive::new()
+        .with_time(KEEPALIVE)
+        .with_interval(KEEPALIVE)
+        .with_retries(3);
+    SockRef::from(&connection).set_tcp_keepalive(&alive)?;
     connection.set_read_timeout(Some(HELLO_TIMEOUT))?;
     let mut first = [0; 4];
     let mut seen = 0;
@@ -95,7 +105,7 @@ fn serve(mut connection: TcpStream, host: &Arc<BrickHost>, grpc: &Grpc) -> Resul
             return Err(FrameError::Closed);
         }
         if now == seen {
-            std::thread::sleep(std::time::Duration::from_millis(1));
+            std::thread::sleep(Duration::from_millis(1));
         }
         if first[..now] != MAGIC[..now] && first[..now] != b"PRI "[..now] {
             return Err(FrameError::Magic(first));
@@ -142,7 +152,8 @@ fn dispatch(
                 host.links().serve_watch(connection)
             }
         }
-        Role::Stream => match host.replica(&hello) {
+        Role::Stream | Role::Tail => match host.replica(&hello) {
+            Ok(replica) if hello.role() == Role::Tail => replica.give_tail(connection, &hello),
             Ok(replica) => replica.follow(connection, &hello),
             Err(refusal) => refuse(&mut connection, host, refusal),
         },

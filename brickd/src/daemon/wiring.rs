@@ -18,8 +18,8 @@ impl admin::Registry for AdminRegistry {
         self.0.view()
     }
 
-    fn local(&self) -> PeerId {
-        PeerId(self.0.local().id)
+    fn local(&self) -> Peer {
+        self.0.local()
     }
 
     fn propose(&self, command: Command) -> BoxFuture<'_, Result<Outcome, ProposeError>> {

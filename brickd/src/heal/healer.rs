@@ -121,6 +121,7 @@ impl<'a> Healer<'a> {
 
     fn turn(&mut self) -> Result<(), HealError> {
         self.check_stopped()?;
+        self.forget_known();
         if !self.control.is_enabled() {
             std::thread::sleep(IDLE);
             return Ok(());
@@ -136,7 +137,9 @@ impl<'a> Healer<'a> {
                 self.check_stopped()?;
                 self.heal(gfid)?;
                 self.sync_if_due()?;
+                self.forget_known();
             }
+            // Put off, all of it: something has to change first.
             if self.changes_sent == before && everything.is_none() {
                 self.marks().wait(IDLE);
             }
@@ -160,6 +163,7 @@ impl<'a> Healer<'a> {
             return Ok(());
         }
         self.port.quiet();
+        self.check_stopped()?;
         self.marks().wait(IDLE);
         Ok(())
     }
@@ -194,8 +198,8 @@ impl<'a> Healer<'a> {
         Ok(())
     }
 
-    /// Makes sure that the copy has these objects, of which the source has (or had) each: what is
-    /// missing is marked whole and made, its content is left to its own marks.
+    /// Makes sure that the copy has these objects, and has them of the right type: what is missing
+    /// is marked whole and made; its content is left to its own marks.
     fn ensure(&mut self, gfids: &[Gfid]) -> Result<(), HealError> {
         let mut unknown: Vec<Gfid> = Vec::new();
         for gfid in gfids {
@@ -205,23 +209,26 @@ impl<'a> Healer<'a> {
         }
         for some in unknown.chunks(STATS_PER_ASK) {
             for (gfid, told) in some.iter().zip(self.stat(some)?) {
-                let there = told.map(|told| file_type(&told.object));
-                let Some(object) = found(self.port.source().object(*gfid))? else {
-                    continue;
-                };
-                if let Some(seen) = there {
+                if let Some(told) = told {
+                    let file_type = file_type(&told.object);
                     self.know(
                         *gfid,
                         Seen {
-                            file_type: seen,
+                            file_type,
                             origin: Origin::Found,
                         },
                     );
                 }
-                if there != Some(file_type(&object)) {
-                    self.mark_whole(*gfid, &object)?;
-                    self.send_object(*gfid, MarkState::Carried(0))?;
-                }
+            }
+        }
+        for gfid in gfids {
+            let there = self.known.get(gfid).map(|seen| seen.file_type);
+            let Some(object) = found(self.port.source().object(*gfid))? else {
+                continue;
+            };
+            if there != Some(file_type(&object)) {
+                self.mark_whole(*gfid, &object)?;
+                self.send_object(*gfid, MarkState::Carried(0))?;
             }
         }
         Ok(())
@@ -284,10 +291,14 @@ impl<'a> Healer<'a> {
         Ok(Some(()))
     }
 
-    fn know(&mut self, gfid: Gfid, seen: Seen) {
+    /// Between two objects only, so that nothing is forgotten that was just asked for.
+    fn forget_known(&mut self) {
         if self.known.len() >= KNOWN_MAX {
             self.known.clear();
         }
+    }
+
+    fn know(&mut self, gfid: Gfid, seen: Seen) {
         self.known.insert(gfid, seen);
     }
 

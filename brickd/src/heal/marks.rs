@@ -42,14 +42,17 @@ pub enum MarkState {
 
 impl RangeValue for MarkState {
     fn joined(self, other: Self) -> Self {
-        if self == other {
-            self
-        } else {
-            MarkState::Pending
+        match (self, other) {
+            (MarkState::Carried(one), MarkState::Carried(two)) => MarkState::Carried(one.max(two)),
+            _ if self == other => self,
+            _ => MarkState::Pending,
         }
     }
     fn joins_neighbour(self, other: Self) -> bool {
-        self == other
+        match (self, other) {
+            (MarkState::Carried(_), MarkState::Carried(_)) => true,
+            _ => self == other,
+        }
     }
 }
 
@@ -61,6 +64,15 @@ enum Listing {
     Comparing,
 }
 
+/// The mark of one name.
+#[derive(Clone, Copy, Debug)]
+struct NameState {
+    state: MarkState,
+    held: Held,
+    /// Another value each time the name is marked.
+    counter: u64,
+}
+
 /// The marks of one object.
 #[derive(Clone, Debug, Default)]
 struct ObjectMarks {
@@ -68,7 +80,7 @@ struct ObjectMarks {
     since: u64,
     attributes: Option<(MarkState, Lacks)>,
     listing: Option<Listing>,
-    names: BTreeMap<Box<[u8]>, (MarkState, Held)>,
+    names: BTreeMap<Box<[u8]>, NameState>,
     names_pending: usize,
     ranges: Ranges<MarkState>,
 }
@@ -92,15 +104,17 @@ impl ObjectMarks {
     }
 
     fn is_name_pending(&self, name: &[u8]) -> bool {
-        matches!(self.names.get(name), Some((MarkState::Pending, _)))
+        self.names
+            .get(name)
+            .is_some_and(|mark| mark.state == MarkState::Pending)
     }
 
     fn settle_names(&mut self, links: &mut Links, number: u64) {
-        for (state, held) in self.names.values_mut() {
-            if *state == MarkState::Pending {
-                links.remove(*held);
+        for mark in self.names.values_mut() {
+            if mark.state == MarkState::Pending {
+                links.remove(mark.held);
             }
-            *state = MarkState::Carried(number);
+            mark.state = MarkState::Carried(number);
         }
         self.names_pending = 0;
     }
@@ -156,6 +170,7 @@ pub struct Marks {
     listings: usize,
     links: Links,
     next_since: u64,
+    next_counter: u64,
     /// Set: anything may differ. The value changes whenever the comparison must begin anew.
     everything: Option<u64>,
     compared: Option<Gfid>,
@@ -369,16 +384,19 @@ impl Marks {
         self.objects.get(&gfid).is_some_and(ObjectMarks::is_blocked)
     }
 
-    /// Pending names of a directory, at most `limit`.
-    pub fn pending_names(&self, gfid: Gfid, limit: usize) -> Vec<Vec<u8>> {
+    /// Pending names of a directory, at most `limit`, each with its counter.
+    pub fn pending_names(&self, gfid: Gfid, limit: usize) -> Vec<(Vec<u8>, u64)> {
         let Some(object) = self.objects.get(&gfid) else {
             return Vec::new();
         };
         let pending = object
             .names
             .iter()
-            .filter(|(_, (state, _))| *state == MarkState::Pending);
-        pending.take(limit).map(|(name, _)| name.to_vec()).collect()
+            .filter(|(_, mark)| mark.state == MarkState::Pending);
+        pending
+            .take(limit)
+            .map(|(name, mark)| (name.to_vec(), mark.counter))
+            .collect()
     }
 
     /// How many names of a directory are pending.
@@ -388,10 +406,10 @@ impl Marks {
             .map_or(0, |object| object.names_pending)
     }
 
-    /// Whether this name is pending.
-    pub fn is_name_pending(&self, parent: Gfid, name: &[u8]) -> bool {
-        let object = self.objects.get(&parent);
-        object.is_some_and(|object| object.is_name_pending(name))
+    /// The counter of a name, if it is pending: another one when it has been marked again since.
+    pub fn pending_name(&self, parent: Gfid, name: &[u8]) -> Option<u64> {
+        let mark = self.objects.get(&parent)?.names.get(name)?;
+        (mark.state == MarkState::Pending).then_some(mark.counter)
     }
 
     /// The first pending range of a file at or after `from`.
@@ -455,18 +473,30 @@ impl Marks {
     }
 
     fn mark_name(&mut self, parent: Gfid, name: &[u8], held: Held, record: &mut MarkRecord) {
-        let object = self.pending_object(parent);
+        self.pending_object(parent);
+        let Some(object) = self.objects.get_mut(&parent) else {
+            return;
+        };
         if object.listing == Some(Listing::Pending) {
             return;
         }
         let before = object.names.get(name).copied();
         let held = match before {
-            Some((MarkState::Pending, before)) => before.then(held),
+            Some(mark) if mark.state == MarkState::Pending => mark.held.then(held),
             _ => held,
         };
-        object.names.insert(name.into(), (MarkState::Pending, held));
+        self.next_counter += 1;
+        let counter = self.next_counter;
+        object.names.insert(
+            name.into(),
+            NameState {
+                state: MarkState::Pending,
+                held,
+                counter,
+            },
+        );
         match before {
-            Some((MarkState::Pending, before)) => self.links.remove(before),
+            Some(mark) if mark.state == MarkState::Pending => self.links.remove(mark.held),
             _ => object.names_pending += 1,
         }
         self.links.add(held);

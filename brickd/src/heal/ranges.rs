@@ -2,7 +2,8 @@
 
 use std::ops::Range;
 
-/// Ranges kept per file; beyond it the two that lie closest become one.
+/// Ranges kept per file; beyond it two become one: of those whose values agree the two that lie
+/// closest, and only where no values agree, others.
 pub const RANGES_PER_FILE_MAX: usize = 256;
 
 /// What a range carries.
@@ -142,8 +143,11 @@ impl<V: RangeValue> Ranges<V> {
     }
 
     fn join_closest(&mut self) {
-        let gap = |at: &usize| self.spans[at + 1].0.start - self.spans[*at].0.end;
-        if let Some(at) = (0..self.spans.len().saturating_sub(1)).min_by_key(gap) {
+        let cost = |at: &usize| {
+            let ((left, value), (right, other)) = (&self.spans[*at], &self.spans[at + 1]);
+            (!value.joins_neighbour(*other), right.start - left.end)
+        };
+        if let Some(at) = (0..self.spans.len().saturating_sub(1)).min_by_key(cost) {
             self.join(at);
         }
     }

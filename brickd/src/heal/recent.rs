@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use mortar_common::{BrickId, Gfid};
-use mortar_proto::data::Change;
+use mortar_proto::data::{Change, FsyncStep};
 
 use super::links::Held;
 use super::marks::Marks;
@@ -18,6 +18,8 @@ pub const RECENT_MAX: usize = 200_000;
 pub const RECENT_SYNC_WANTED: usize = 100_000;
 /// When there are too many entries, a directory with more names than this is kept as a whole.
 const NAMES_KEPT: usize = 16;
+/// Fsyncs remembered until all partners have done them.
+const FSYNCS_MAX: usize = 1_024;
 
 impl RangeValue for u64 {
     fn joined(self, other: Self) -> Self {
@@ -53,11 +55,27 @@ impl RecentObject {
         if self.attributes <= floor {
             self.lacks = None;
         }
-        self.listing > floor
+        if self.listing <= floor {
+            self.listing = 0;
+        }
+        self.is_needed()
+    }
+
+    /// Whether anything is listed.
+    fn is_needed(&self) -> bool {
+        self.listing > 0
             || self.lacks.is_some()
             || !self.names.is_empty()
             || !self.ranges.is_empty()
     }
+}
+
+/// An fsync on its way to the partners.
+#[derive(Debug)]
+struct Fsync {
+    gfid: Gfid,
+    data_only: bool,
+    done_by: Vec<BrickId>,
 }
 
 /// The fine list of one copy: everything that changed since the oldest confirmed sync of a partner
@@ -67,6 +85,8 @@ pub struct Recent {
     partners: BTreeMap<BrickId, u64>,
     objects: HashMap<Gfid, RecentObject>,
     count: usize,
+    /// By number, those that not all partners are known to have done.
+    fsyncs: BTreeMap<u64, Fsync>,
     /// All that changed up to this number is no longer known in detail.
     everything: u64,
 }
@@ -111,6 +131,46 @@ impl Recent {
         }
     }
 
+    /// An fsync was sent as the change `number`, or has come as that.
+    pub fn fsync_ordered(&mut self, number: u64, step: &FsyncStep) {
+        if self.partners.is_empty() {
+            return;
+        }
+        let Some(gfid) = step.gfid else { return };
+        if self.fsyncs.len() >= FSYNCS_MAX {
+            self.fsyncs.pop_first(); // What it covers stays listed until the next sync.
+        }
+        let fsync = Fsync {
+            gfid,
+            data_only: step.data_only,
+            done_by: Vec::new(),
+        };
+        self.fsyncs.insert(number, fsync);
+    }
+
+    /// The partner has done the fsync of this number. When all have, what it covers is durable
+    /// everywhere and not listed any more.
+    pub fn fsync_done(&mut self, partner: BrickId, number: u64) {
+        let Some(fsync) = self.fsyncs.get_mut(&number) else {
+            return;
+        };
+        if !fsync.done_by.contains(&partner) {
+            fsync.done_by.push(partner);
+        }
+        let by_all = self.partners.keys().all(|one| fsync.done_by.contains(one));
+        if by_all && let Some(fsync) = self.fsyncs.remove(&number) {
+            self.trim_object(&fsync, number);
+        }
+    }
+
+    /// The partner has done every fsync up to this number.
+    pub fn fsyncs_done(&mut self, partner: BrickId, up_to: u64) {
+        let numbers: Vec<u64> = self.fsyncs.range(..=up_to).map(|(at, _)| *at).collect();
+        for number in numbers {
+            self.fsync_done(partner, number);
+        }
+    }
+
     /// What the partner may lack, as it goes out now.
     pub fn since(&self, partner: BrickId) -> Marks {
         let (mut marks, mut record) = (Marks::new(), MarkRecord::default());
@@ -119,7 +179,10 @@ impl Recent {
             marks.mark_everything(&mut record);
         }
         let confirmed = confirmed.unwrap_or(0);
-        for (gfid, object) in &self.objects {
+        // In the order of their last changes, so that the oldest is healed first.
+        let mut objects: Vec<(&Gfid, &RecentObject)> = self.objects.iter().collect();
+        objects.sort_unstable_by_key(|(gfid, object)| (object.attributes, **gfid));
+        for (gfid, object) in objects {
             if let Some(lacks) = object.lacks
                 && object.attributes > confirmed
             {
@@ -191,6 +254,7 @@ impl Recent {
     fn trim(&mut self) {
         let Some(floor) = self.partners.values().min().copied() else {
             self.objects = HashMap::new();
+            self.fsyncs = BTreeMap::new();
             self.count = 0;
             return;
         };
@@ -199,6 +263,23 @@ impl Recent {
             self.objects.shrink_to_fit();
         }
         self.count = self.objects.values().map(RecentObject::len).sum();
+    }
+
+    fn trim_object(&mut self, fsync: &Fsync, number: u64) {
+        let Some(object) = self.objects.get_mut(&fsync.gfid) else {
+            return;
+        };
+        let before = object.len();
+        object.ranges.retain(|last| last > number);
+        if object.attributes <= number && !fsync.data_only {
+            object.lacks = None;
+        }
+        if object.is_needed() {
+            self.count = self.count + object.len() - before;
+        } else {
+            self.objects.remove(&fsync.gfid);
+            self.count -= before;
+        }
     }
 
     fn coarsen(&mut self) {
@@ -304,6 +385,50 @@ mod tests {
             recent.since(BrickId(3)).everything().is_some(),
             "nothing is known of a stranger"
         );
+    }
+
+    #[test]
+    fn what_all_partners_have_fsynced_is_not_lacked() {
+        let fsync = |id: u64, data_only| FsyncStep {
+            gfid: Some(gfid(id)),
+            data_only,
+        };
+        let mut recent = Recent::new();
+        recent.follow(PARTNER, 0);
+        recent.follow(OTHER, 0);
+        recent.note(&create(1, 1, "a", 10));
+        recent.note(&write(2, 10, 0));
+        recent.note(&write(3, 11, 0));
+        recent.fsync_ordered(4, &fsync(10, false));
+        recent.note(&write(5, 10, 500));
+        recent.fsync_done(PARTNER, 4);
+        let marks = recent.since(PARTNER);
+        assert!(
+            marks.touches(&write(9, 10, 0)),
+            "one list serves all: not yet"
+        );
+        recent.fsync_done(OTHER, 4);
+        let marks = recent.since(PARTNER);
+        assert!(marks.wanted(gfid(10)).bytes && marks.wanted(gfid(11)).bytes);
+        assert_eq!(marks.pending_range(gfid(10), 0), Some(500..510));
+        assert!(marks.wanted(gfid(1)).names, "names are no part of it");
+
+        recent.fsync_ordered(6, &fsync(10, true));
+        recent.fsync_ordered(7, &fsync(11, false));
+        recent.fsyncs_done(PARTNER, 6);
+        recent.fsyncs_done(OTHER, 7);
+        let marks = recent.since(OTHER);
+        assert!(!marks.wanted(gfid(10)).bytes && marks.wanted(gfid(10)).attributes);
+        assert!(
+            marks.wanted(gfid(11)).bytes,
+            "the other one has not done it"
+        );
+        recent.fsyncs_done(PARTNER, 7);
+        assert!(!recent.since(OTHER).wanted(gfid(11)).any());
+        let counted = recent.len();
+        recent.confirmed(PARTNER, 0);
+        recent.trim();
+        assert_eq!(recent.len(), counted, "the count is kept right");
     }
 
     #[test]

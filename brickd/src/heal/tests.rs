@@ -1,7 +1,9 @@
 //! Healing between two bricks in memory.
 
+mod bytes;
 mod changes;
 mod double;
 mod model;
 mod rig;
 mod scenarios;
+mod tree;

@@ -24,6 +24,9 @@ pub const PROPOSE_MS: u64 = 2000;
 const DETACH_MS: u64 = 10_000;
 /// Longest wait for one leader's answer before looking for another, in milliseconds.
 const ATTEMPT_MS: u64 = 700;
+/// Longest wait of a leader for a quorum's word that it still leads, in milliseconds: less than
+/// [`ATTEMPT_MS`], so that who sent the change learns that it was not taken.
+const CONFIRM_MS: u64 = 500;
 /// Between two looks for a leader, in milliseconds.
 const LOOK_MS: u64 = 20;
 /// Longest wait for a voter to say that it lives, in milliseconds.
@@ -122,6 +125,12 @@ impl Inner {
                 Ok(Err(error)) => return Err(error),
                 Err(_late) => return Ok(Attempt::Unknown),
             }
+        }
+        // A leader whose followers are gone still takes changes until its lease ends, and then
+        // nobody can say what becomes of them: without a quorum nothing is taken.
+        let confirmed = until.min(Instant::now() + Duration::from_millis(CONFIRM_MS));
+        if self.lead_read(node, confirmed).await.is_none() {
+            return Ok(Attempt::NotTaken);
         }
         match timeout_at(until, node.raft.client_write(change.clone())).await {
             Ok(Ok(answer)) => Ok(Attempt::Answered(answer.data)),

@@ -35,6 +35,8 @@ struct Inner {
 struct Partner {
     /// It has confirmed that everything up to this number is durable there.
     synced: u64,
+    /// The highest number it has itself recorded as durable, as it confirmed.
+    recorded: u64,
     /// Everything after this number has been noted here; `None` = nothing has.
     noted_after: Option<u64>,
     /// What it lacks; `None` = it is in sync, as far as this copy knows.
@@ -117,6 +119,26 @@ impl Absent {
         }
     }
 
+    /// A copy that is to be healed says up to which number it has recorded a sync. Less than it
+    /// has confirmed here means that it was rolled back: everything is compared.
+    pub fn returned(&self, copy: BrickId, synced: u64) -> Result<(), BrickError> {
+        let (known, marks) = {
+            let inner = self.lock();
+            let partner = inner.partners.get(&copy);
+            (
+                partner.map_or(0, |partner| partner.recorded),
+                partner.and_then(|partner| partner.marks.clone()),
+            )
+        };
+        match marks {
+            Some(marks) if synced < known => {
+                warn!(%copy, synced, known, "a copy was rolled back: everything is compared");
+                marks.mark_everything()
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
     /// A copy (this one included) has confirmed a sync.
     pub fn confirmed(&self, copy: BrickId, number: u64) {
         let mut inner = self.lock();
@@ -127,6 +149,30 @@ impl Absent {
         let partner = inner.partners.entry(copy).or_default();
         partner.synced = partner.synced.max(number);
         inner.recent.confirmed(copy, number);
+    }
+
+    /// This primary sends an fsync, or this backup has received one.
+    pub fn fsync_ordered(&self, change: &Change) {
+        if let Some(Step::Fsync(step)) = &change.step {
+            self.lock().recent.fsync_ordered(change.number, step);
+        }
+    }
+
+    /// A copy has applied the change of this number, which may be an fsync.
+    pub fn applied_by(&self, copy: BrickId, number: u64) {
+        self.lock().recent.fsync_done(copy, number);
+    }
+
+    /// A copy has applied every change up to this number.
+    pub fn applied_by_up_to(&self, copy: BrickId, number: u64) {
+        self.lock().recent.fsyncs_done(copy, number);
+    }
+
+    /// A copy has confirmed a sync that it has recorded in its `.mortar/volume`.
+    pub fn recorded(&self, copy: BrickId, number: u64) {
+        let mut inner = self.lock();
+        let partner = inner.partners.entry(copy).or_default();
+        partner.recorded = partner.recorded.max(number);
     }
 
     /// What each copy has confirmed, to travel with changes.
@@ -304,7 +350,8 @@ impl Absent {
     }
 }
 
-fn is_heal(change: &Change) -> bool {
+/// Whether a change is part of a heal: it goes to one copy and is noted for nobody.
+pub(super) fn is_heal(change: &Change) -> bool {
     matches!(
         change.step,
         Some(Step::HealObject(_) | Step::HealData(_) | Step::HealName(_) | Step::Sync(_))

@@ -69,6 +69,19 @@ impl Follower {
         state.unapplied.is_empty()
     }
 
+    /// The highest number received.
+    pub(super) fn received_max(&self) -> u64 {
+        self.lock().received_max
+    }
+
+    /// A change came from another backup, not over the stream: whether it is new here.
+    pub(super) fn note_fetched(&self, number: u64) -> bool {
+        let mut state = self.lock();
+        let new = number > state.received_max;
+        state.received_max = state.received_max.max(number);
+        new
+    }
+
     /// Every change received up to this number is applied here.
     pub(super) fn applied_up_to(&self) -> u64 {
         let state = self.lock();
@@ -102,6 +115,7 @@ impl Replica {
             from_brick: self.setting().me.0,
             from_incarnation: self.setting().incarnation.0,
             last_number: self.follower.lock().received_max,
+            synced: self.store.stored_state().synced,
             ..Default::default()
         };
         let commands = match accepted {
@@ -186,6 +200,9 @@ impl Replica {
                     return Err(FrameError::Closed);
                 }
             }
+            // The primary speaks for itself; of other backups it may mean those that are left.
+            self.absent.applied_by_up_to(from, ordered.complete);
+            self.absent.fsync_ordered(&change);
             let numbered = Arc::new(Numbered {
                 change,
                 payload: frame.payload,

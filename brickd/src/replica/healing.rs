@@ -1,8 +1,8 @@
 //! Heals that this primary runs: one thread for each copy that is syncing.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::TcpStream;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use tracing::{debug, info, warn};
 use super::core::WaitFor;
 use super::keys::{Key, Keys, Mode};
 use super::order::Origin;
-use super::streams::lock_unanswered;
+use super::streams::{Numbered, lock_unanswered};
 use super::{Replica, now_ms};
 use crate::brick::HealSource;
 use crate::heal::{Gone, HealControl, HealError, HealPort, Healer, PartnerMarks, Progress};
@@ -48,6 +48,8 @@ pub struct Healing {
 /// One heal.
 pub struct Run {
     stopped: AtomicBool,
+    /// A heal change did not apply.
+    failed: AtomicBool,
     progress: Progress,
 }
 
@@ -56,6 +58,14 @@ impl Healing {
     pub fn stop(&self, copy: BrickId) {
         if let Some(run) = self.runs().remove(&copy) {
             run.stopped.store(true, Ordering::Relaxed);
+        }
+        self.moved.notify_all();
+    }
+
+    /// A copy could not apply a heal change: the heal ends and begins anew.
+    pub fn fail(&self, copy: BrickId) {
+        if let Some(run) = self.runs().get(&copy) {
+            run.failed.store(true, Ordering::Relaxed);
         }
         self.moved.notify_all();
     }
@@ -99,6 +109,7 @@ impl Replica {
         }
         let run = Arc::new(Run {
             stopped: AtomicBool::new(false),
+            failed: AtomicBool::new(false),
             progress: Progress::new(),
         });
         self.healing.runs().insert(copy, Arc::clone(&run));
@@ -121,6 +132,7 @@ impl Replica {
             marks,
             run: Arc::clone(run),
             asking: Mutex::new(None),
+            last_sent: AtomicU64::new(0),
         };
         let ended = Healer::new(&port, self.healing.control(), &run.progress).run();
         let (bytes, count) = (run.progress.bytes_healed(), run.progress.marks_healed());
@@ -203,6 +215,8 @@ struct Port {
     marks: Arc<PartnerMarks>,
     run: Arc<Run>,
     asking: Mutex<Option<TcpStream>>,
+    /// Number of the last heal change that was sent.
+    last_sent: AtomicU64,
 }
 
 impl Port {
@@ -214,11 +228,34 @@ impl Port {
     }
 
     fn check(&self) -> Result<Arc<Replica>, Gone> {
-        if self.stopped() {
+        if self.stopped() || self.run.failed.load(Ordering::Relaxed) {
             Err(Gone)
         } else {
             self.replica()
         }
+    }
+
+    /// Waits until `done`, asked with what the copy has confirmed as synced and what it has not
+    /// answered, says so.
+    fn wait_for(
+        &self,
+        done: impl Fn(u64, &BTreeMap<u64, Arc<Numbered>>) -> bool,
+    ) -> Result<(), Gone> {
+        let give_up_ms = now_ms() + SYNC_TIMEOUT_MS;
+        while now_ms() < give_up_ms {
+            let replica = self.check()?;
+            let unanswered = {
+                let streams = replica.streams.lock();
+                Arc::clone(&streams.get(&self.copy).ok_or(Gone)?.unanswered)
+            };
+            let synced = lock(&replica.healing.synced);
+            let confirmed = synced.get(&self.copy).copied().unwrap_or(0);
+            if done(confirmed, &lock_unanswered(&unanswered)) {
+                return Ok(());
+            }
+            drop(replica.healing.moved.wait_timeout(synced, POLL));
+        }
+        Err(Gone)
     }
 
     fn connect(&self, replica: &Replica) -> Result<TcpStream, Gone> {
@@ -285,36 +322,22 @@ impl HealPort for Port {
                 ANSWER_TIMEOUT,
             )
             .map_err(|_| Gone)?;
+        self.last_sent
+            .store(numbered.change.number, Ordering::Relaxed);
         Ok(numbered.change.number)
     }
 
     fn make_room(&self, _bytes: u64) -> Result<(), Gone> {
-        loop {
-            let replica = self.check()?;
-            let unanswered = replica
-                .streams
-                .lock()
-                .get(&self.copy)
-                .map(|stream| Arc::clone(&stream.unanswered))
-                .ok_or(Gone)?;
-            let (changes, bytes) = {
-                let unanswered = lock_unanswered(&unanswered);
-                let bytes: usize = unanswered.values().map(|n| n.payload.len()).sum();
-                (unanswered.len(), bytes)
-            };
-            if changes < WINDOW_CHANGES && bytes < WINDOW_BYTES {
-                return Ok(());
-            }
-            let synced = replica
-                .healing
-                .synced
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            drop(replica.healing.moved.wait_timeout(synced, POLL));
-        }
+        self.wait_for(|_, unanswered| {
+            let bytes: usize = unanswered.values().map(|n| n.payload.len()).sum();
+            unanswered.len() < WINDOW_CHANGES && bytes < WINDOW_BYTES
+        })
     }
 
     fn ask(&self, ops: Vec<Op>) -> Result<Vec<data::Result>, Gone> {
+        // The answer is to tell of everything that was sent before.
+        let sent = self.last_sent.load(Ordering::Relaxed);
+        self.wait_for(|_, unanswered| unanswered.keys().next().is_none_or(|first| *first > sent))?;
         let replica = self.check()?;
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         let mut connection = match asking.take() {
@@ -327,27 +350,10 @@ impl HealPort for Port {
     }
 
     fn confirmed_sync(&self, up_to: u64) -> Result<(), Gone> {
+        // Its own number is above all that was sent.
         let number = self.send(Step::Sync(SyncStep {}), Vec::new())?;
         debug!(copy = %self.copy, up_to, number, "asks for a confirmed sync");
-        let give_up_ms = now_ms() + SYNC_TIMEOUT_MS;
-        loop {
-            let replica = self.check()?;
-            let synced = replica
-                .healing
-                .synced
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            if synced
-                .get(&self.copy)
-                .is_some_and(|synced| *synced >= up_to)
-            {
-                return Ok(());
-            }
-            if now_ms() > give_up_ms {
-                return Err(Gone);
-            }
-            drop(replica.healing.moved.wait_timeout(synced, POLL));
-        }
+        self.wait_for(|synced, _| synced >= number)
     }
 
     fn stopped(&self) -> bool {
@@ -360,4 +366,8 @@ impl HealPort for Port {
             replica.event(|core, now| core.heal_quiet(copy, now));
         }
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -102,6 +102,7 @@ impl Replica {
             WaitFor::Nothing => Leaves::WithTheNext,
             WaitFor::Everyone | WaitFor::Heal(_) => Leaves::Now,
         };
+        self.absent.fsync_ordered(&numbered.change);
         for to in ordered.to {
             let Some(stream) = streams.get_mut(&to) else {
                 continue;

@@ -13,6 +13,7 @@ use mortar_proto::frame::{self, FrameError};
 use mortar_proto::registry::Epoch;
 use tracing::{debug, error, warn};
 
+use super::absent::is_heal;
 use super::core::Answer;
 use super::streams::{Numbered, Unanswered, lock_unanswered};
 use super::{Replica, now_ms};
@@ -85,6 +86,12 @@ impl Replica {
             ..Default::default()
         };
         let (connection, answer) = self.ports.connect(to, hello)?;
+        if !joined
+            && answer.refusal.is_empty()
+            && let Err(failure) = self.absent.returned(to, answer.synced)
+        {
+            self.disk_failed(&failure.to_string());
+        }
         if !answer.refusal.is_empty() {
             debug!(
                 copy = self.ports.name_of(to),
@@ -138,7 +145,12 @@ impl Replica {
         let stream = streams
             .get_mut(&to)
             .filter(|stream| stream.incarnation == incarnation)?;
-        self.streams.attach(to, stream, connection);
+        let tail = if stream.joined {
+            self.tail.above(answer.last_number)
+        } else {
+            Vec::new()
+        };
+        self.streams.attach(to, stream, connection, tail);
         let unanswered = Arc::clone(&stream.unanswered);
         let commands = self
             .lock_core()
@@ -161,13 +173,19 @@ impl Replica {
                 self.healing.synced(from, ack.synced);
             }
             let answer = match ack.kind() {
-                AckKind::AckConfirm => continue,
+                AckKind::AckConfirm => {
+                    self.absent.recorded(from, ack.synced);
+                    continue;
+                }
                 AckKind::AckTable => {
                     self.event(|core, now| core.table_held(from, now));
                     continue;
                 }
                 AckKind::AckHeld => Answer::Held,
-                AckKind::AckApplied => Answer::Applied,
+                AckKind::AckApplied => {
+                    self.absent.applied_by(from, ack.number);
+                    Answer::Applied
+                }
                 AckKind::AckFailed => self.failed(from, &ack, unanswered),
             };
             if answer != Answer::Held {
@@ -189,7 +207,11 @@ impl Replica {
             && let Some(numbered) = numbered
         {
             debug!(copy = self.ports.name_of(from), ack.reason, "marked again");
-            self.absent.mark_again(from, &numbered.change);
+            if is_heal(&numbered.change) {
+                self.healing.fail(from); // It begins anew: its marks are still there.
+            } else {
+                self.absent.mark_again(from, &numbered.change);
+            }
             return Answer::Applied;
         }
         warn!(

@@ -2,13 +2,27 @@
 //! tail among them is shared out, before anything new is ordered.
 
 use std::collections::BTreeMap;
+use std::io;
+use std::net::TcpStream;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use tracing::info;
+use mortar_common::BrickId;
+use mortar_proto::WIRE_VERSION;
+use mortar_proto::data::{EpochRef, Hello, Ordered, Role as HelloRole};
+use mortar_proto::frame::{self, FrameError, Kind};
+use mortar_proto::registry::Epoch;
+use tracing::{debug, info};
 
 use super::Replica;
+use super::core::Role;
 use super::streams::Numbered;
+use crate::brick::BrickError;
+
+/// A copy that does not give its tail is asked again after this.
+const RETRY: Duration = Duration::from_millis(50);
+/// A copy that stops in the middle of its tail for this long is asked anew.
+const TAIL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Changes kept after they are complete, for a copy that asks a little late.
 const KEPT_MAX: usize = 4096;
@@ -53,22 +67,136 @@ impl Tail {
 }
 
 impl Replica {
-    /// Carries out [`super::core::Command::Recover`], in a thread of its own.
+    /// Carries out [`super::core::Command::Recover`], in a thread of its own. When the epoch
+    /// changes meanwhile this one ends: another has been started.
     pub(super) fn recover(self: &Arc<Self>) {
         self.follower.shut();
+        let (_, epoch) = self.role();
         while !self.follower.drained(Duration::from_millis(100)) {
             if self.is_stopped() {
+                return;
+            }
+        }
+        for copy in &epoch.in_sync {
+            let from = BrickId(copy.brick);
+            if from != self.setting().me && !self.fetch_tail(from, &epoch) {
                 return;
             }
         }
         if let Err(failure) = self.ensure_marks() {
             return self.disk_failed(&failure.to_string());
         }
-        let last = self.lock_core().last_number();
+        let last = self
+            .lock_core()
+            .last_number()
+            .max(self.follower.received_max());
         info!(
             volume = self.setting().volume_name,
             last, "everything received is applied"
         );
         self.event(|core, now| core.recovered(last, now));
+    }
+
+    /// Applies what another in-sync copy received and this one did not; asks until it answers.
+    /// `false`: the epoch has changed, because the copy is gone, or this copy stops.
+    fn fetch_tail(self: &Arc<Self>, from: BrickId, epoch: &Epoch) -> bool {
+        while !self.is_stopped() && self.role() == (Role::Recovering, epoch.clone()) {
+            match self.ask_tail(from, epoch) {
+                Ok(changes) => {
+                    for numbered in changes {
+                        if let Err(failure) = self.apply_fetched(&numbered) {
+                            self.disk_failed(&failure.to_string());
+                            return false;
+                        }
+                    }
+                    return true;
+                }
+                Err(error) => debug!(copy = self.ports.name_of(from), %error, "no tail yet"),
+            }
+            if self.stop.sleep(RETRY) {
+                return false;
+            }
+        }
+        false
+    }
+
+    fn ask_tail(&self, from: BrickId, epoch: &Epoch) -> Result<Vec<Arc<Numbered>>, FrameError> {
+        let hello = Hello {
+            wire_version: WIRE_VERSION,
+            role: HelloRole::Tail.into(),
+            volume: self.volume_bytes(),
+            to_brick: from.0,
+            from_brick: self.setting().me.0,
+            epoch: Some(EpochRef {
+                number: epoch.number,
+                id: epoch.id,
+            }),
+            last_number: self.follower.received_max(),
+            ..Default::default()
+        };
+        let (mut connection, answer) = self.ports.connect(from, hello)?;
+        if !answer.refusal.is_empty() {
+            return Err(io::Error::new(io::ErrorKind::WouldBlock, answer.refusal).into());
+        }
+        connection.set_read_timeout(Some(TAIL_TIMEOUT))?;
+        let mut changes = Vec::new();
+        loop {
+            let frame = frame::receive(&mut connection)?;
+            let ordered: Ordered = frame.decode()?;
+            let Some(change) = ordered.change else {
+                return Ok(changes);
+            };
+            let payload = frame.payload;
+            changes.push(Arc::new(Numbered { change, payload }));
+        }
+    }
+
+    fn apply_fetched(&self, numbered: &Arc<Numbered>) -> Result<(), BrickError> {
+        if self.follower.note_fetched(numbered.change.number) {
+            self.apply_here(numbered)?;
+            self.tail.keep(numbered, 0);
+        }
+        Ok(())
+    }
+
+    /// Serves a new primary that asks what this copy received: in the calling thread. Only in the
+    /// epoch that it names, in which nothing is taken from the old primary any more.
+    pub fn give_tail(&self, mut to: TcpStream, hello: &Hello) -> Result<(), FrameError> {
+        let refusal = {
+            let core = self.lock_core();
+            let known = Some(core.epoch_ref()) == hello.epoch;
+            if known && *core.role() == Role::Backup {
+                String::new()
+            } else {
+                format!(
+                    "this copy is {:?} in epoch {}",
+                    core.role(),
+                    core.epoch().number
+                )
+            }
+        };
+        let accepted = refusal.is_empty();
+        let answer = Hello {
+            wire_version: WIRE_VERSION,
+            role: HelloRole::Tail.into(),
+            from_brick: self.setting().me.0,
+            from_incarnation: self.setting().incarnation.0,
+            refusal,
+            ..Default::default()
+        };
+        frame::send(&mut to, Kind::Hello, &answer, &[])?;
+        if !accepted {
+            return Ok(());
+        }
+        to.set_write_timeout(Some(TAIL_TIMEOUT))?;
+        for numbered in self.tail.above(hello.last_number) {
+            let change = Some(numbered.change.clone());
+            let ordered = Ordered {
+                change,
+                ..Default::default()
+            };
+            frame::send(&mut to, Kind::Ordered, &ordered, &[&numbered.payload])?;
+        }
+        frame::send(&mut to, Kind::Ordered, &Ordered::default(), &[])
     }
 }

@@ -21,7 +21,7 @@ use super::core::{NotNow, WaitFor};
 use super::keys::{Keys, keys_of_op};
 use super::memory::{Memory, Recall, Seen, Standing};
 use super::order::{NotDone, Origin};
-use super::plan::{self, Answer, Context, Plan, PlanError, Planned, Space, Work};
+use super::plan::{self, Answer, Context, Plan, PlanError, Planned, Work};
 use super::{Replica, now_ms};
 
 /// A request is held here this long while the set is between two states; then the client is told
@@ -350,6 +350,7 @@ impl Replica {
     ) -> Result<(data::Result, bool), Unanswered> {
         let mut held = keys_of_op(op, asked.session, previous);
         let lock_until_ms = now_ms() + lock_wait_ms(op);
+        let mut asked_for_space = false;
         loop {
             let pass = self.gate.enter(held.clone());
             let context = self.context(asked, previous, &held);
@@ -361,6 +362,11 @@ impl Replica {
                 Err(PlanError::Refused(FsError::Again)) if now_ms() < lock_until_ms => {
                     drop(pass);
                     self.wait_for_lock(op, previous, asked)?;
+                }
+                Err(PlanError::Refused(FsError::NoSpace)) if !asked_for_space => {
+                    drop(pass);
+                    asked_for_space = true;
+                    self.wait_for_news_of_space();
                 }
                 Err(PlanError::Refused(error)) => return Ok((plan::refused(error), true)),
                 Err(PlanError::Brick(failure)) => return Err(brick_failed(&failure)),
@@ -374,12 +380,6 @@ impl Replica {
         previous: Option<Gfid>,
         held: &'a Keys,
     ) -> Context<'a> {
-        let in_sync: Vec<_> = self
-            .lock_core()
-            .in_sync()
-            .into_iter()
-            .map(|(brick, _)| brick)
-            .collect();
         Context {
             caller: &asked.caller,
             session: asked.session,
@@ -387,15 +387,8 @@ impl Replica {
             store: &*self.store,
             memory: &self.memory as &dyn Recall,
             limits: &self.setting().limits,
-            space: self.space(&in_sync),
+            space: self.space_left(),
             held,
-        }
-    }
-
-    fn space(&self, in_sync: &[mortar_common::BrickId]) -> Space {
-        Space {
-            bytes_left: self.free_bytes.least(&*self.store, in_sync),
-            objects_left: self.free_bytes.objects(&*self.store),
         }
     }
 
@@ -449,6 +442,7 @@ impl Replica {
             planned.step().cloned()
         };
         let (numbered, waiter) = self.order(&mut step_at, bytes, origin, wait, PATIENCE)?;
+        self.free_bytes.taken(planned.space_bytes);
         self.finish(&numbered, &waiter, Some(pass))?;
         Ok((self.tell(&planned)?, wait == WaitFor::Nothing))
     }

@@ -1,13 +1,11 @@
-//! Sessions as the primary minds them: who was heard when, what expires, which orphans are freed;
-//! and how much space the copies have left.
+//! Sessions as the primary minds them: who was heard when, what expires, which orphans are freed.
 
-use std::collections::HashMap;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
-use mortar_common::{BrickId, SessionId};
+use mortar_common::SessionId;
 use mortar_proto::data::{FreeStep, SessionEndStep, change::Step};
 use tracing::{debug, info};
 
@@ -16,7 +14,6 @@ use super::keys::keys_of;
 use super::memory::Reclaim;
 use super::order::{NotDone, Origin};
 use super::{Replica, now_ms};
-use crate::brick::Store;
 
 /// A session that is silent for this long is expired and fenced.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,8 +21,6 @@ pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
 const RECLAIM_TIME: Duration = Duration::from_secs(5);
 /// How long housekeeping waits for the set to be ready.
 const PATIENCE: Duration = Duration::from_millis(200);
-/// What is known of free space is asked for again after this.
-const FREE_BYTES_AGE: Duration = Duration::from_secs(1);
 
 impl Replica {
     /// This copy has become primary: sessions get their whole time anew, and may say for a while
@@ -92,63 +87,5 @@ impl Replica {
             PATIENCE,
         )?;
         self.finish(&numbered, &waiter, Some(pass))
-    }
-}
-
-/// How many bytes each copy can still take.
-#[derive(Default)]
-pub struct FreeBytes {
-    inner: Mutex<FreeInner>,
-}
-
-#[derive(Default)]
-struct FreeInner {
-    own: Option<(Instant, u64, u64)>,
-    others: HashMap<BrickId, u64>,
-}
-
-impl FreeBytes {
-    /// Another copy said how much it can take.
-    pub fn learned(&self, copy: BrickId, bytes: u64) {
-        self.inner
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .others
-            .insert(copy, bytes);
-    }
-
-    /// Bytes this copy can take, as of at most a second ago.
-    pub fn own(&self, store: &dyn Store) -> u64 {
-        self.look(store).0
-    }
-
-    /// Objects this copy can take.
-    pub fn objects(&self, store: &dyn Store) -> u64 {
-        self.look(store).1
-    }
-
-    fn look(&self, store: &dyn Store) -> (u64, u64) {
-        let mut inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((at, bytes, objects)) = inner.own
-            && at.elapsed() < FREE_BYTES_AGE
-        {
-            return (bytes, objects);
-        }
-        let (bytes, objects) = store.stat_fs().map_or((0, 0), |stat| {
-            (stat.blocks_available * stat.block_size, stat.files_free)
-        });
-        inner.own = Some((Instant::now(), bytes, objects));
-        (bytes, objects)
-    }
-
-    /// The least over these copies and this one.
-    pub fn least(&self, store: &dyn Store, in_sync: &[BrickId]) -> u64 {
-        let own = self.own(store);
-        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
-        in_sync
-            .iter()
-            .filter_map(|copy| inner.others.get(copy))
-            .copied()
-            .fold(own, u64::min)
     }
 }

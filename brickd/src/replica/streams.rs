@@ -139,11 +139,23 @@ impl Streams {
 
     /// Puts a fresh connection in place and sends what was not answered on the old one. Call with
     /// the order lock held (`stream` is its entry).
-    pub fn attach(&self, to: BrickId, stream: &mut Outgoing, connection: TcpStream) {
+    ///
+    /// `tail` is what the copy has not received of the changes this one took over from another
+    /// primary: it goes first.
+    pub fn attach(
+        &self,
+        to: BrickId,
+        stream: &mut Outgoing,
+        connection: TcpStream,
+        tail: Vec<Arc<Numbered>>,
+    ) {
         if let Ok(shutter) = connection.try_clone() {
             self.shutters().insert(to, shutter);
         }
         stream.writer = Some(BufWriter::with_capacity(WRITE_BUFFER_BYTES, connection));
+        for numbered in tail {
+            lock_unanswered(&stream.unanswered).insert(numbered.change.number, numbered);
+        }
         let again: Vec<Arc<Numbered>> = lock_unanswered(&stream.unanswered)
             .values()
             .cloned()

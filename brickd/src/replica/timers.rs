@@ -11,6 +11,9 @@ const TICK: Duration = Duration::from_millis(50);
 const SYNC_EVERY: Duration = Duration::from_secs(30);
 /// See [`SYNC_EVERY`].
 const SYNC_BYTES: u64 = 1 << 30;
+/// … and when nothing has changed for this long since a change: then a copy that goes out lacks
+/// only what changes afterwards.
+const SYNC_QUIET: Duration = Duration::from_secs(3);
 /// Sessions are looked over this often.
 const SESSIONS_EVERY: Duration = Duration::from_millis(500);
 
@@ -21,19 +24,54 @@ pub(super) fn start(replica: &Arc<Replica>) {
     spawn(replica, "sessions", SESSIONS_EVERY, |replica| {
         replica.look_over_sessions()
     });
-    let mut synced_at = Instant::now();
-    let mut written_then = 0;
+    let mut due = SyncDue::new();
     spawn(replica, "syncer", Duration::from_secs(1), move |replica| {
+        let number = replica.lock_core().last_number();
         let written = replica.written_bytes();
-        if synced_at.elapsed() >= SYNC_EVERY
-            || written - written_then >= SYNC_BYTES
-            || replica.absent.wants_sync()
-        {
+        if due.look(number, written) || replica.absent.wants_sync() {
             replica.sync_and_confirm();
-            synced_at = Instant::now();
-            written_then = written;
+            due.synced(number, written);
         }
     });
+}
+
+/// When a copy is to make durable what it has.
+struct SyncDue {
+    synced_at: Instant,
+    synced_bytes: u64,
+    synced_number: u64,
+    newest_number: u64,
+    changed_at: Instant,
+}
+
+impl SyncDue {
+    fn new() -> Self {
+        SyncDue {
+            synced_at: Instant::now(),
+            synced_bytes: 0,
+            synced_number: 0,
+            newest_number: 0,
+            changed_at: Instant::now(),
+        }
+    }
+
+    /// Whether it is time, with the newest change and the bytes written so far.
+    fn look(&mut self, number: u64, written_bytes: u64) -> bool {
+        if number != self.newest_number {
+            self.newest_number = number;
+            self.changed_at = Instant::now();
+        }
+        let is_quiet = number != self.synced_number && self.changed_at.elapsed() >= SYNC_QUIET;
+        is_quiet
+            || self.synced_at.elapsed() >= SYNC_EVERY
+            || written_bytes - self.synced_bytes >= SYNC_BYTES
+    }
+
+    fn synced(&mut self, number: u64, written_bytes: u64) {
+        self.synced_at = Instant::now();
+        self.synced_number = number;
+        self.synced_bytes = written_bytes;
+    }
 }
 
 fn spawn(

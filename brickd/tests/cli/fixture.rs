@@ -1,7 +1,6 @@
 //! A brickd that answers from a script on a unix socket, and the program run against it.
 
 use std::io::Write;
-use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 
@@ -133,17 +132,6 @@ pub fn mortar(words: &str) -> Ran {
 /// The same with arguments that hold spaces or nothing.
 pub fn mortar_args(words: &[&str], input: &str) -> Ran {
     run(&mut command(words), input)
-}
-
-/// The same with one directory in front of PATH.
-pub fn mortar_with_path(words: &str, first: &Path) -> Ran {
-    let words: Vec<&str> = words.split_whitespace().collect();
-    let path = format!(
-        "{}:{}",
-        first.display(),
-        std::env::var("PATH").unwrap_or_default()
-    );
-    run(command(&words).env("PATH", path), "")
 }
 
 fn command(words: &[&str]) -> Command {

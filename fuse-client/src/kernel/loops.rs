@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
+use rustix::event::{PollFd, PollFlags};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Adapter;
@@ -46,6 +47,8 @@ pub struct Unmounter {
 /// The loop, ready to run.
 pub struct Loop {
     session: Session<Adapter>,
+    /// The device once more, to see when the kernel lets go.
+    device: OwnedFd,
     fs: Arc<Fs>,
     unmounter: Unmounter,
 }
@@ -118,11 +121,18 @@ pub fn serve(mounted: Mounted, fs: Arc<Fs>, options: &MountOptions) -> Result<Lo
         readdir_plus,
     };
     let Mounted { device, unmounter } = mounted;
-    match Session::from_fd(adapter, device, SessionACL::All, config) {
-        Ok(session) => {
+    let session = device.try_clone().and_then(|again| {
+        Ok((
+            Session::from_fd(adapter, device, SessionACL::All, config)?,
+            again,
+        ))
+    });
+    match session {
+        Ok((session, device)) => {
             read_ahead(&unmounter.mount_point);
             Ok(Loop {
                 session,
+                device,
                 fs,
                 unmounter,
             })
@@ -149,9 +159,19 @@ impl Loop {
     pub fn run(self) -> io::Result<()> {
         let Loop {
             session,
+            device,
             fs,
             unmounter: _,
         } = self;
+        // A request that waits for a brick would keep its thread, and with it the process, for as
+        // long as no brick serves; nobody waits for its answer any more.
+        let of_watch = fs.clone();
+        std::thread::Builder::new()
+            .name("watch".to_owned())
+            .spawn(move || {
+                wait_until_let_go(&device);
+                of_watch.stop();
+            })?;
         let teller = Teller(session.notifier());
         let notes = fs.notes().clone();
         let thread = std::thread::Builder::new()
@@ -161,6 +181,19 @@ impl Loop {
         fs.stop();
         let _ = thread.join();
         outcome
+    }
+}
+
+/// Returns when the volume is unmounted or the connection was aborted.
+fn wait_until_let_go(device: &OwnedFd) {
+    loop {
+        let mut fds = [PollFd::new(device, PollFlags::empty())];
+        match rustix::event::poll(&mut fds, None) {
+            Err(rustix::io::Errno::INTR) => {}
+            Ok(_) if fds[0].revents().is_empty() => {}
+            Ok(_) => return,
+            Err(error) => return tracing::error!("the FUSE device cannot be watched: {error}"),
+        }
     }
 }
 

@@ -117,7 +117,7 @@ fn a_client_that_was_put_out_goes_on_with_a_new_session() {
     assert_eq!(refusal.raw_os_error(), Some(libc::EIO));
     drop(locked);
     fs::write(mount.path("locked"), b"yes").unwrap();
-    assert!(mount.log().contains("was put out"));
+    assert!(mount.log().contains("1 locks are lost"));
 }
 
 #[test]

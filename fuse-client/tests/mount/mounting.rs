@@ -118,7 +118,7 @@ fn what_cannot_be_mounted_is_one_sentence() {
         assert!(said.contains(words) && said.lines().count() == 1, "{said}");
         assert!(!is_mounted(at));
     };
-    refused("127.0.0.1:/v02", &at, "", "has no volume 'v02'");
+    refused("127.0.0.1:/v02", &at, "", "Volume v02 does not exist");
     refused("127.0.0.1:/v01", &at.join("x"), "", "does not exist");
     refused("127.0.0.1:/v01", &at, "bogus", "'bogus' is not known");
     let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

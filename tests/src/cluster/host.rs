@@ -143,6 +143,23 @@ impl Host {
         format!("{}:{}", self.name, folder.display())
     }
 
+    /// Mounts a small ext4 on this host, seen by its brickd and gone with the cluster, and returns
+    /// `HOST:/PATH` of a brick on it.
+    #[track_caller]
+    pub fn small_disk(&self, mib: u32, options: &str) -> String {
+        let (image, point) = (self.dir.join("disk.img"), self.dir.join("disk"));
+        fs::create_dir_all(&point).expect("a mount point");
+        let (image, point) = (image.display(), point.display());
+        for words in [
+            format!("truncate -s {mib}M {image}"),
+            format!("mkfs.ext4 -q -F {image}"),
+            format!("mount -o loop,{options} {image} {point}"),
+        ] {
+            self.run(&words, CLI_WITHIN).ok();
+        }
+        self.brick_spec("disk/brick")
+    }
+
     /// brickd's command line, for a test that starts one by itself.
     pub fn brickd_command(&self) -> Command {
         let mut command = self.command(program("brickd"));

@@ -189,11 +189,23 @@ impl World {
             return;
         }
         self.with_core(host, |core, now| core.stop(now));
-        for other in (0..self.copies.len()).filter(|other| *other != host) {
-            self.note(host, other, Note::Goodbye { incarnation: life });
-        }
+        self.say_goodbye(host, true);
         let at = self.now + self.random.between(1, 80);
         self.at(at, Event::End { host, life });
+    }
+
+    fn say_goodbye(&mut self, host: HostNo, process: bool) {
+        let incarnation = self.copies[host].life;
+        for other in (0..self.copies.len()).filter(|other| *other != host) {
+            self.note(
+                host,
+                other,
+                Note::Goodbye {
+                    incarnation,
+                    process,
+                },
+            );
+        }
     }
 
     /// From here on nothing can be applied, and the state machine is told.
@@ -205,6 +217,9 @@ impl World {
         self.with_core(host, |core, now| {
             core.disk_failed("the disk failed".to_owned(), now)
         });
+        if self.random.chance(50) {
+            self.say_goodbye(host, false);
+        }
     }
 
     pub fn on_tick(&mut self, host: HostNo, life: u64) {

@@ -131,6 +131,7 @@ pub enum Note {
     Query(u64),
     Goodbye {
         incarnation: u64,
+        process: bool,
     },
     State(u64, Box<CopyState>),
     Open {

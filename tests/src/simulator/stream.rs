@@ -23,8 +23,11 @@ impl World {
                     core.beacon_answer(brick, epoch, sent, now)
                 });
             }
-            Note::Goodbye { incarnation } => {
-                let how = Gone::Goodbye { process: true };
+            Note::Goodbye {
+                incarnation,
+                process,
+            } => {
+                let how = Gone::Goodbye { process };
                 let life = Some(Incarnation(incarnation));
                 self.with_core(host, |core, now| core.gone(brick, life, how, now));
             }
@@ -64,22 +67,22 @@ impl World {
                     .opening
                     .retain(|_, opening| *opening != conn);
             }
-            Note::TailRequest { epoch } => {
-                // Only in the new epoch is the old primary's stream shut for good.
-                let core = self.copies[host].core.as_ref();
-                if core
-                    .is_some_and(|core| core.epoch_ref() == epoch && *core.role() == Role::Backup)
-                {
-                    let changes = self.copies[host].memory.kept.values().copied().collect();
-                    self.note(host, from, Note::Tail { epoch, changes });
-                }
-            }
+            Note::TailRequest { epoch } => self.on_tail_request(host, from, epoch),
             Note::Tail { epoch, changes } => {
                 let core = self.copies[host].core.as_ref();
                 if core.is_some_and(|core| core.epoch_ref() == epoch) {
                     self.on_tail(host, from, changes);
                 }
             }
+        }
+    }
+
+    /// A new primary asks. Only in the new epoch is the old primary's stream shut for good.
+    fn on_tail_request(&mut self, host: HostNo, from: HostNo, epoch: EpochRef) {
+        let core = self.copies[host].core.as_ref();
+        if core.is_some_and(|core| core.epoch_ref() == epoch && *core.role() == Role::Backup) {
+            let changes = self.copies[host].memory.kept.values().copied().collect();
+            self.note(host, from, Note::Tail { epoch, changes });
         }
     }
 

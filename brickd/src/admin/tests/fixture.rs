@@ -218,6 +218,11 @@ impl FakeRegistry {
         self.epoch_change.lock().unwrap().clone()
     }
 
+    /// As in a brickd that was never probed and made nothing yet.
+    pub fn leave_pool(&self) {
+        self.state.lock().unwrap().peers.clear();
+    }
+
     fn put_peer(&self, peer: Peer) {
         self.state.lock().unwrap().peers.insert(peer.id, peer);
     }
@@ -275,8 +280,13 @@ impl Registry for FakeRegistry {
         Arc::new(self.state.lock().unwrap().clone())
     }
 
-    fn local(&self) -> PeerId {
-        PeerId(1)
+    fn local(&self) -> Peer {
+        let known = self.state.lock().unwrap().peers.get(&1).cloned();
+        known.unwrap_or_else(|| Peer {
+            id: 1,
+            host: "gfs01".to_owned(),
+            ..Peer::default()
+        })
     }
 
     fn propose(&self, command: Command) -> BoxFuture<'_, Result<Outcome, ProposeError>> {

@@ -21,7 +21,7 @@ pub enum Comparison {
     Different(String),
 }
 
-/// Compares names, types, owners, modes, times and contents of two bricks.
+/// Compares names, types, owners, modes, times, symlink texts and contents of two bricks.
 pub fn folders(one: &Path, two: &Path) -> Result<Comparison, String> {
     let (left, right) = (entries(one)?, entries(two)?);
     if let Some(missing) = left.keys().find(|name| !right.contains_key(*name)) {
@@ -45,6 +45,12 @@ pub fn folders(one: &Path, two: &Path) -> Result<Comparison, String> {
         if !same {
             return Ok(Comparison::Different(format!(
                 "attributes of {}",
+                name.display()
+            )));
+        }
+        if a.is_symlink() && targets_differ(&one.join(name), &two.join(name)) {
+            return Ok(Comparison::Different(format!(
+                "text of the symlink {}",
                 name.display()
             )));
         }
@@ -81,6 +87,10 @@ fn entries(root: &Path) -> Result<BTreeMap<PathBuf, fs::Metadata>, String> {
         }
     }
     Ok(found)
+}
+
+fn targets_differ(one: &Path, two: &Path) -> bool {
+    fs::read_link(one).ok() != fs::read_link(two).ok()
 }
 
 fn same_content(one: &Path, two: &Path) -> std::io::Result<bool> {

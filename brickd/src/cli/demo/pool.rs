@@ -9,12 +9,16 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::daemon::DEFAULT_PORT;
 
 /// How long a process may take to come up or to end.
 const PROCESS_DEADLINE: Duration = Duration::from_secs(15);
+
+/// What waits for the mount may go on waiting for this long after Ctrl-C.
+const HANG_GRACE: Duration = Duration::from_secs(3);
 
 /// Three peers and a mount under one folder.
 pub struct Pool {
@@ -35,7 +39,8 @@ impl Pool {
         );
         fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
         let interrupted = Arc::new(AtomicBool::new(false));
-        for signal in [signal_hook::consts::SIGINT, signal_hook::consts::SIGTERM] {
+        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+        for signal in [SIGINT, SIGTERM, SIGHUP] {
             signal_hook::flag::register(signal, Arc::clone(&interrupted))
                 .map_err(|error| error.to_string())?;
         }
@@ -51,7 +56,20 @@ impl Pool {
             .find(|network| (0..3).all(|peer| is_free(&address(*network, peer))))
             .ok_or_else(|| format!("port {DEFAULT_PORT} is taken on every loopback network"))?;
         fs::create_dir(pool.mount_point()).map_err(|error| error.to_string())?;
+        pool.watch_for_hangs();
         Ok(pool)
+    }
+
+    /// After Ctrl-C, whoever still waits for the mount gets errors: the demo must be able to end.
+    fn watch_for_hangs(&self) {
+        let (interrupted, mount_point) = (Arc::clone(&self.interrupted), self.mount_point());
+        std::thread::spawn(move || {
+            while !interrupted.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            std::thread::sleep(HANG_GRACE);
+            let _ = unmount(mount_point, UnmountFlags::FORCE);
+        });
     }
 
     /// Set by Ctrl-C.
@@ -219,35 +237,37 @@ impl Pool {
     }
 
     /// Leaves everything running and says how to play with it.
-    pub fn keep(&mut self) {
-        self.kept = true;
-        let socket = self.folder.join("peer1/admin.sock");
-        println!(
-            "\nIt goes on running. The mount: {}",
-            self.mount_point().display()
+    ///
+    /// # Errors
+    /// When this executable cannot be found; then nothing is left running.
+    pub fn keep(&mut self) -> Result<(), String> {
+        let mortar = format!(
+            "{} --socket {}",
+            this_executable()?.display(),
+            self.folder.join("peer1/admin.sock").display()
         );
-        println!("  mortar --socket {} volume status v01", socket.display());
-        println!(
-            "  mortar --socket {} volume heal v01 info",
-            socket.display()
-        );
-        println!(
-            "  mortar --socket {} brick stop {}",
-            socket.display(),
-            self.brick_spec(0)
-        );
+        let (mount, brick) = (self.mount_point(), self.brick_spec(1));
         let pids: Vec<String> = self
             .peers
             .iter()
             .flatten()
             .map(|child| child.id().to_string())
             .collect();
-        println!("To end it: umount {}", self.mount_point().display());
+        println!("\nIt goes on running, mounted on {}", mount.display());
+        println!("To play with it:");
+        println!("  {mortar} volume status v01");
+        println!("  {mortar} --mode=script brick stop {brick}");
+        println!("  {mortar} volume heal v01 info");
+        println!("  {mortar} brick start {brick}");
+        println!("To end it:");
+        println!("  umount {}", mount.display());
         println!(
-            "           kill {}; rm -r {}",
+            "  kill {} && sleep 5 && rm -r {}",
             pids.join(" "),
             self.folder.display()
         );
+        self.kept = true;
+        Ok(())
     }
 
     /// Prints the last lines of the logs, after a failure.
@@ -272,7 +292,9 @@ impl Drop for Pool {
             return;
         }
         if self.mounted {
-            let _ = rustix::mount::unmount(self.mount_point(), rustix::mount::UnmountFlags::DETACH);
+            // By force: a writer that waits for bricks that are gone would keep this process.
+            let flags = UnmountFlags::DETACH | UnmountFlags::FORCE;
+            let _ = unmount(self.mount_point(), flags);
         }
         for child in self.peers.iter_mut().flatten() {
             if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {

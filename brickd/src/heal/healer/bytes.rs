@@ -14,6 +14,9 @@ use super::{Healer, with_keys};
 /// Bytes of one heal change; the file's other changes wait while it is read.
 const BLOCK_BYTES: u64 = 256 * 1024;
 
+/// A range and its bytes; none for a hole.
+type Content = (Range<u64>, Option<Vec<u8>>);
+
 /// What one step through a file's pending ranges came to.
 enum Block {
     /// This range was carried, with so many bytes of content, by the change of this number.
@@ -78,12 +81,11 @@ impl Healer<'_> {
 }
 
 /// The first block of the range: its bytes, or none for a hole. `None` at the end of the file.
-#[allow(clippy::type_complexity)]
 fn read_block(
     port: &dyn HealPort,
     gfid: Gfid,
     range: Range<u64>,
-) -> Result<Option<(Range<u64>, Option<Vec<u8>>)>, HealError> {
+) -> Result<Option<Content>, HealError> {
     let source = port.source();
     let Some(object) = found(source.object(gfid))? else {
         return Ok(None);

@@ -261,7 +261,7 @@ impl Healer<'_> {
                 (Some(ours), Some(theirs)) if ours == theirs => {
                     let (ours, theirs) = (source.take(), copy.take());
                     if let (Some(ours), Some(theirs)) = (ours, theirs)
-                        && ours.gfid != theirs.gfid
+                        && (ours.gfid, ours.r#type) != (theirs.gfid, theirs.r#type)
                     {
                         self.mark_different(gfid, &theirs.name, theirs.gfid, ours.gfid)?;
                     }

@@ -1,5 +1,8 @@
 //! Carrying what names hold.
 
+use std::collections::HashSet;
+
+use bytes::Bytes;
 use mortar_common::Gfid;
 use mortar_proto::data::change::Step;
 use mortar_proto::data::result::Ok as Answer;
@@ -10,7 +13,7 @@ use super::super::port::{HealError, Key};
 use super::super::query::{ask_read_dir, file_type, found};
 use super::super::record::MarkRecord;
 use super::super::touch::Touch;
-use super::{Healer, Origin, SMALL_CHANGE, with_keys};
+use super::{Healer, Origin, SMALL_CHANGE, STATS_PER_ASK, with_keys};
 
 /// Names of a directory taken at a time.
 const NAMES_BATCH: usize = 256;
@@ -23,11 +26,42 @@ const DEPTH_MAX: usize = 4_096;
 /// Bytes of names asked for in one page of a directory.
 pub(super) const PAGE_BYTES: u32 = 64 * 1024;
 
+/// A name to be carried, as it was a moment ago.
+#[derive(Clone)]
+struct Pending {
+    parent: Gfid,
+    name: Bytes,
+    counter: u64,
+    /// What it holds at the source.
+    held: Option<Object>,
+}
+
+impl Pending {
+    fn gfid(&self) -> Option<Gfid> {
+        self.held.and_then(|object| object.gfid)
+    }
+
+    fn directory(&self) -> Option<Gfid> {
+        self.gfid().filter(|_| {
+            self.held
+                .is_some_and(|held| file_type(&held) == libc::S_IFDIR)
+        })
+    }
+}
+
+/// Whether a directory can be named where it is to be.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// It is empty: its new parent is not below it.
+    Clear,
+    Unknown,
+}
+
 /// What became of one name.
 enum Named {
     Carried(u64),
-    /// It holds something else by now.
-    Changed(Option<Object>),
+    /// It has been marked again, and may hold something else by now.
+    Changed(Box<Pending>),
     /// Nothing is pending of it any more.
     Settled,
 }
@@ -44,94 +78,134 @@ impl Healer<'_> {
             if names.is_empty() {
                 return Ok(());
             }
-            let mut held = Vec::with_capacity(names.len());
-            for name in &names {
-                held.push(found(self.port.source().lookup(parent, name))?);
+            let mut pending = Vec::with_capacity(names.len());
+            for (name, counter) in names {
+                let held = found(self.port.source().lookup(parent, &name))?;
+                pending.push(Pending {
+                    parent,
+                    name: Bytes::from(name),
+                    counter,
+                    held,
+                });
             }
-            let gfids: Vec<Gfid> = held
-                .iter()
-                .flatten()
-                .filter_map(|object| object.gfid)
-                .collect();
+            let gfids: Vec<Gfid> = pending.iter().filter_map(Pending::gfid).collect();
             self.ensure(&gfids)?;
+            let empty = self.empty_on_copy(&pending)?;
             let mut carried = 0;
-            for (name, held) in names.iter().zip(held) {
-                carried += u32::from(self.heal_name(parent, name, held, DETOURS_MAX)?);
+            for pending in pending {
+                let way = match pending.gfid() {
+                    Some(gfid) if empty.contains(&gfid) => Way::Clear,
+                    _ => Way::Unknown,
+                };
+                carried += u32::from(self.heal_name(pending, way, DETOURS_MAX)?);
             }
             self.sync_if_due()?;
+            self.forget_known();
             if carried == 0 {
                 return Ok(()); // Put off: the mark stays, and its turn comes again.
             }
         }
     }
 
-    /// Carries one name that held `held` a moment ago. Whether it is settled; if not, it stays
-    /// marked.
+    /// Carries one name. Whether it is settled; if not, it stays marked.
     fn heal_name(
         &mut self,
-        parent: Gfid,
-        name: &[u8],
-        mut held: Option<Object>,
+        mut pending: Pending,
+        mut way: Way,
         detours: u32,
     ) -> Result<bool, HealError> {
         for _ in 0..ATTEMPTS_MAX {
-            if let Some(object) = &held
-                && file_type(object) == libc::S_IFDIR
-                && !self.clear_the_way(parent, object.gfid.unwrap_or_default(), detours)?
+            if let Some(directory) = pending.directory()
+                && way == Way::Unknown
+                && !self.clear_the_way(pending.parent, directory, detours)?
             {
                 return Ok(false);
             }
             self.port.make_room(SMALL_CHANGE)?;
-            match self.send_name(parent, name, &held)? {
+            match self.send_name(&pending)? {
                 Named::Carried(number) => {
                     self.count_sent(number, 0);
-                    let gfid = held.and_then(|object| object.gfid).unwrap_or_default();
-                    if let Some(seen) = self.known.get_mut(&gfid) {
-                        seen.origin = Origin::Found;
+                    for gfid in pending.gfid().into_iter().chain([pending.parent]) {
+                        if let Some(seen) = self.known.get_mut(&gfid) {
+                            seen.origin = Origin::Found;
+                        }
                     }
                     return Ok(true);
                 }
                 Named::Settled => return Ok(true),
                 Named::Changed(now) => {
-                    let gfids: Vec<Gfid> = now.iter().filter_map(|object| object.gfid).collect();
+                    pending = *now;
+                    way = Way::Unknown;
+                    let gfids: Vec<Gfid> = pending.gfid().into_iter().collect();
                     self.ensure(&gfids)?;
-                    held = now;
                 }
             }
         }
         Ok(false)
     }
 
-    fn send_name(
-        &self,
-        parent: Gfid,
-        name: &[u8],
-        held: &Option<Object>,
-    ) -> Result<Named, HealError> {
+    /// The directories among these that this healer has made and that are still empty on the copy:
+    /// nothing is below them.
+    fn empty_on_copy(&self, pending: &[Pending]) -> Result<HashSet<Gfid>, HealError> {
+        let made: Vec<Gfid> = pending
+            .iter()
+            .filter_map(Pending::directory)
+            .filter(|gfid| {
+                self.known
+                    .get(gfid)
+                    .is_some_and(|seen| seen.origin == Origin::Made)
+            })
+            .collect();
+        let mut empty = HashSet::new();
+        for some in made.chunks(STATS_PER_ASK) {
+            let page = |gfid: &Gfid| ReadDir {
+                max_bytes: 1,
+                ..first_page(*gfid)
+            };
+            let asks = some.iter().map(|gfid| ask_read_dir(&page(gfid))).collect();
+            // An error ends the answers early: what was not answered is not known to be empty.
+            for (gfid, answer) in some.iter().zip(self.port.ask(asks)?) {
+                if matches!(&answer.ok, Some(Answer::Readdir(page)) if page.entries.is_empty()) {
+                    empty.insert(*gfid);
+                }
+            }
+        }
+        Ok(empty)
+    }
+
+    fn send_name(&self, pending: &Pending) -> Result<Named, HealError> {
         let (port, marks) = (self.port, self.marks());
-        let gfid = held.as_ref().and_then(|object| object.gfid);
-        let name = bytes::Bytes::copy_from_slice(name);
-        let mut keys = vec![Key::Name(parent, name.clone())];
+        let Pending {
+            parent,
+            name,
+            counter,
+            ..
+        } = pending;
+        let gfid = pending.gfid();
+        let mut keys = vec![Key::Name(*parent, name.clone())];
         keys.extend(gfid.map(Key::Object));
         with_keys(port, &keys, || {
-            if !marks.look(|marks| marks.is_name_pending(parent, &name)) {
+            let Some(now) = marks.look(|marks| marks.pending_name(*parent, name)) else {
                 return Ok(Named::Settled);
+            };
+            let held = found(port.source().lookup(*parent, name))?;
+            let again = Pending {
+                counter: now,
+                held,
+                ..pending.clone()
+            };
+            // Marked again: it may hold the same, and yet what is around it has moved.
+            if now != *counter || again.gfid() != gfid {
+                return Ok(Named::Changed(Box::new(again)));
             }
-            let now = found(port.source().lookup(parent, &name))?;
-            if now.as_ref().and_then(|object| object.gfid) != gfid {
-                return Ok(Named::Changed(now));
-            }
-            let directory = now
-                .as_ref()
-                .is_some_and(|now| file_type(now) == libc::S_IFDIR);
             let step = HealNameStep {
-                parent: Some(parent),
+                parent: Some(*parent),
                 name: name.clone(),
                 gfid,
-                directory,
+                directory: again.directory().is_some(),
             };
             let number = port.send(Step::HealName(step), Vec::new())?;
-            marks.carried(|marks| marks.carried_name(parent, &name, number));
+            marks.carried(|marks| marks.carried_name(*parent, name, number));
             Ok(Named::Carried(number))
         })
     }
@@ -145,11 +219,7 @@ impl Healer<'_> {
         directory: Gfid,
         detours: u32,
     ) -> Result<bool, HealError> {
-        let made = self
-            .known
-            .get(&directory)
-            .is_some_and(|seen| seen.origin == Origin::Made);
-        if parent == Gfid::ROOT || made {
+        if parent == Gfid::ROOT {
             return Ok(true);
         }
         let mut edges = Vec::new();
@@ -178,10 +248,18 @@ impl Healer<'_> {
             self.marks().edit(|marks, record| {
                 marks.mark(Touch::Name(above, &name, Held::Unknown), record);
             })?;
+            let counter = self.marks().look(|marks| marks.pending_name(above, &name));
             let held = found(self.port.source().lookup(above, &name))?;
-            let gfids: Vec<Gfid> = held.iter().filter_map(|object| object.gfid).collect();
+            let name = Bytes::from(name);
+            let pending = Pending {
+                parent: above,
+                name,
+                counter: counter.unwrap_or(0),
+                held,
+            };
+            let gfids: Vec<Gfid> = pending.gfid().into_iter().collect();
             self.ensure(&gfids)?;
-            return self.heal_name(above, &name, held, detours - 1);
+            return self.heal_name(pending, Way::Unknown, detours - 1);
         }
         Ok(false)
     }

@@ -21,7 +21,7 @@ impl Marks {
                 *listing = Listing::Pending;
             }
             for mark in object.names.values_mut() {
-                *mark = (MarkState::Pending, Held::Unknown);
+                (mark.state, mark.held) = (MarkState::Pending, Held::Unknown);
                 self.links.add(Held::Unknown);
             }
             object.names_pending = object.names.len();
@@ -36,7 +36,7 @@ impl Marks {
         let before = self.count;
         self.objects.retain(|_, object| {
             object.attributes = object.attributes.filter(|(state, _)| !goes(*state));
-            object.names.retain(|_, (state, _)| !goes(*state));
+            object.names.retain(|_, mark| !goes(mark.state));
             object.ranges.retain(|state| !goes(state));
             object.len() > 0
         });
@@ -79,13 +79,13 @@ impl Marks {
     /// The heal change of this number carried what the name holds.
     pub fn carried_name(&mut self, parent: Gfid, name: &[u8], number: u64) {
         if let Some(object) = self.objects.get_mut(&parent)
-            && let Some((state, held)) = object.names.get_mut(name)
+            && let Some(mark) = object.names.get_mut(name)
         {
-            if *state == MarkState::Pending {
+            if mark.state == MarkState::Pending {
                 object.names_pending -= 1;
-                self.links.remove(*held);
+                self.links.remove(mark.held);
             }
-            *state = MarkState::Carried(number);
+            mark.state = MarkState::Carried(number);
         }
     }
 

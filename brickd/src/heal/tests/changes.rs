@@ -8,7 +8,7 @@ use mortar_proto::data::{
     RenameMode, RenameStep, RmDirStep, SetAttrStep, SetXattrStep, UnlinkStep, WriteStep,
 };
 
-use super::double::{Node, Tree};
+use super::tree::{Node, Tree};
 
 /// A small generator: the same seed, the same run.
 pub struct Random(pub u64);
@@ -61,28 +61,105 @@ fn view(tree: &Tree) -> View {
 /// One change; the source may still refuse it.
 pub fn random_step(random: &mut Random, tree: &Tree) -> (Step, Vec<u8>) {
     let view = view(tree);
-    let parent = random.pick(&view.dirs);
+    if random.below(2) == 0 {
+        return (random_name(random, tree, &view), Vec::new());
+    }
+    let file = random.pick(&view.files);
+    let any = random.pick(&view.others).or(random.pick(&view.dirs));
+    let xattr = Bytes::from_static(b"user.x");
+    let step = match random.below(15) {
+        0 => {
+            let size = (random.below(2) == 0).then(|| random.below(40_000));
+            let mode = size
+                .is_none()
+                .then_some(libc::S_IFREG | random.below(0o777) as u32);
+            Step::Setattr(SetAttrStep {
+                gfid: file,
+                size,
+                mode,
+                ..Default::default()
+            })
+        }
+        1 => Step::Fallocate(FallocateStep {
+            gfid: file,
+            mode: (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u32,
+            offset: random.below(30_000),
+            len: random.below(9_000),
+            ..Default::default()
+        }),
+        2 => Step::CopyRange(CopyRangeStep {
+            from: random.pick(&view.files),
+            from_offset: random.below(3_000),
+            to: file,
+            to_offset: random.below(30_000),
+            len: random.below(5_000),
+            ..Default::default()
+        }),
+        3..5 => {
+            let value = Bytes::from(vec![random.next() as u8]);
+            Step::Setxattr(SetXattrStep {
+                gfid: any,
+                name: xattr,
+                value,
+                new_mode: None,
+            })
+        }
+        5 => Step::Removexattr(RemoveXattrStep {
+            gfid: any,
+            name: xattr,
+        }),
+        6 => Step::Fsync(FsyncStep {
+            gfid: file,
+            data_only: false,
+        }),
+        7 => Step::Free(FreeStep {
+            gfid: random.pick(&view.orphans),
+        }),
+        _ => {
+            let payload = vec![random.next() as u8 | 1; random.below(6_000) as usize];
+            let (offset, len) = (random.below(60_000), payload.len() as u32);
+            let step = WriteStep {
+                gfid: file,
+                offset,
+                len,
+                ..Default::default()
+            };
+            return (Step::Write(step), payload);
+        }
+    };
+    (step, Vec::new())
+}
+
+/// What a name of some directory is, and what it holds.
+fn random_place(random: &mut Random, tree: &Tree, view: &View) -> (Gfid, Bytes, Option<Gfid>) {
+    let parent = random.pick(&view.dirs).unwrap_or(Gfid::ROOT);
     let name = Bytes::from_static(random.pick(&NAMES).unwrap_or(b"x"));
     let held = tree
         .nodes
-        .get(&parent.unwrap_or_default())
+        .get(&parent)
         .and_then(|dir| dir.names.get(&name))
         .copied();
-    let file = random.pick(&view.files);
-    let any = random.pick(&view.others).or(parent);
-    let step = match random.below(30) {
+    (parent, name, held)
+}
+
+fn random_name(random: &mut Random, tree: &Tree, view: &View) -> Step {
+    let (parent, name, gfid) = random_place(random, tree, view);
+    let parent = Some(parent);
+    match random.below(15) {
         0..6 => {
             let gfid = Some(Gfid {
                 hi: random.below(1 << 40),
                 lo: random.next() | 2,
             });
-            let mode = [libc::S_IFREG, libc::S_IFREG, libc::S_IFDIR, libc::S_IFLNK];
-            let mode = random.pick(&mode).unwrap_or(libc::S_IFREG) | 0o640;
-            let target = if mode & libc::S_IFMT == libc::S_IFLNK {
+            let types = [libc::S_IFREG, libc::S_IFREG, libc::S_IFDIR, libc::S_IFLNK];
+            let file_type = random.pick(&types).unwrap_or(libc::S_IFREG);
+            let link = file_type == libc::S_IFLNK;
+            let target = if link {
                 Bytes::from_static(b"to")
             } else {
                 Bytes::new()
             };
+            let mode = file_type | 0o640;
             Step::Create(CreateStep {
                 parent,
                 name,
@@ -100,19 +177,12 @@ pub fn random_step(random: &mut Random, tree: &Tree) -> (Step, Vec<u8>) {
         7..9 => Step::Unlink(UnlinkStep {
             parent,
             name,
-            gfid: held,
+            gfid,
             orphan: random.below(2) == 0,
         }),
-        9 => Step::Rmdir(RmDirStep {
-            parent,
-            name,
-            gfid: held,
-        }),
-        10..15 => {
-            let to_parent = random.pick(&view.dirs);
-            let to_name = Bytes::from_static(random.pick(&NAMES).unwrap_or(b"y"));
-            let replaced = tree.nodes.get(&to_parent.unwrap_or_default());
-            let replaced = replaced.and_then(|dir| dir.names.get(&to_name)).copied();
+        9 => Step::Rmdir(RmDirStep { parent, name, gfid }),
+        _ => {
+            let (to_parent, to_name, replaced) = random_place(random, tree, view);
             let exchange = replaced.is_some() && random.below(2) == 0;
             let how = if exchange {
                 RenameMode::RenameExchange
@@ -122,8 +192,8 @@ pub fn random_step(random: &mut Random, tree: &Tree) -> (Step, Vec<u8>) {
             Step::Rename(RenameStep {
                 from_parent: parent,
                 from_name: name,
-                gfid: held,
-                to_parent,
+                gfid,
+                to_parent: Some(to_parent),
                 to_name,
                 replaced,
                 replaced_orphan: random.below(2) == 0,
@@ -132,65 +202,5 @@ pub fn random_step(random: &mut Random, tree: &Tree) -> (Step, Vec<u8>) {
                 whiteout: None,
             })
         }
-        15 => {
-            let size = (random.below(2) == 0).then(|| random.below(40_000));
-            let mode = (size.is_none()).then_some(libc::S_IFREG | random.below(0o777) as u32);
-            Step::Setattr(SetAttrStep {
-                gfid: file,
-                size,
-                mode,
-                ..Default::default()
-            })
-        }
-        16 => Step::Fallocate(FallocateStep {
-            gfid: file,
-            mode: (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as u32,
-            offset: random.below(30_000),
-            len: random.below(9_000),
-            ..Default::default()
-        }),
-        17 => Step::CopyRange(CopyRangeStep {
-            from: random.pick(&view.files),
-            from_offset: random.below(3_000),
-            to: file,
-            to_offset: random.below(30_000),
-            len: random.below(5_000),
-            ..Default::default()
-        }),
-        18..20 => {
-            let (name, value) = (
-                Bytes::from_static(b"user.x"),
-                Bytes::from(vec![random.next() as u8]),
-            );
-            Step::Setxattr(SetXattrStep {
-                gfid: any,
-                name,
-                value,
-                new_mode: None,
-            })
-        }
-        20 => Step::Removexattr(RemoveXattrStep {
-            gfid: any,
-            name: Bytes::from_static(b"user.x"),
-        }),
-        21 => Step::Fsync(FsyncStep {
-            gfid: file,
-            data_only: false,
-        }),
-        22 => Step::Free(FreeStep {
-            gfid: random.pick(&view.orphans),
-        }),
-        _ => {
-            let payload = vec![random.next() as u8 | 1; random.below(6_000) as usize];
-            let (offset, len) = (random.below(60_000), payload.len() as u32);
-            let step = WriteStep {
-                gfid: file,
-                offset,
-                len,
-                ..Default::default()
-            };
-            return (Step::Write(step), payload);
-        }
-    };
-    (step, Vec::new())
+    }
 }

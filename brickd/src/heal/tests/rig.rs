@@ -10,7 +10,8 @@ use mortar_proto::data::change::Step;
 use mortar_proto::data::{self, Change, EpochRef, Op, Time};
 
 use super::changes::{Random, random_step};
-use super::double::{Double, Tree};
+use super::double::Double;
+use super::tree::Tree;
 use crate::brick::Store;
 use crate::heal::{
     Gone, HealControl, HealError, HealPort, Healer, Key, PartnerMarks, Progress, Recent, Verdict,

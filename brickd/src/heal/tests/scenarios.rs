@@ -9,8 +9,8 @@ use mortar_proto::data::{
     CreateStep, LinkStep, RenameMode, RenameStep, RmDirStep, SetAttrStep, UnlinkStep, WriteStep,
 };
 
-use super::double::Tree;
 use super::rig::{Rig, gfid};
+use super::tree::Tree;
 use crate::heal::progress::report;
 use crate::heal::{HealControl, HealError, Healer, Progress};
 
@@ -334,6 +334,24 @@ fn a_copy_that_was_rolled_back_is_compared_and_gets_what_differs() {
         bytes <= 64 * 1024 + 3_000 && changes < 12,
         "{changes} changes, {bytes} bytes"
     );
+}
+
+/// It cannot come to be but by both sides having gone alone, or by hand.
+#[test]
+fn an_object_of_another_type_is_replaced() {
+    for order in [3, 1 << 30] {
+        let rig = Rig::new(Tree::new(), 14);
+        let dir = make(&rig, Gfid::ROOT, "dir", 1 << 20, DIR);
+        copy_goes_out(&rig);
+        make(&rig, dir, "x", order, DIR);
+        let theirs = rig.source.tree.lock().unwrap().clone();
+        unlink(&rig, dir, "x");
+        let file = make(&rig, dir, "x", order, FILE);
+        write(&rig, file, 0, b"content");
+        rig.copy_holds(theirs);
+        rig.marks.mark_everything().unwrap();
+        heal(&rig);
+    }
 }
 
 #[test]

@@ -123,6 +123,9 @@ impl Core {
         if epoch.number <= newest.number {
             return;
         }
+        if self.is_beside_newer(&epoch, &history) {
+            return self.split(out);
+        }
         let mine = self
             .proposal
             .as_ref()
@@ -151,11 +154,25 @@ impl Core {
         );
     }
 
+    /// Another copy is known to be in an epoch that is no ancestor of this one: it went alone
+    /// before the registry decided, perhaps late, what a copy had proposed.
+    fn is_beside_newer(&self, epoch: &Epoch, history: &[EpochRef]) -> bool {
+        self.newer.is_some_and(|newer| {
+            newer.number <= epoch.number && newer != reference(epoch) && !history.contains(&newer)
+        })
+    }
+
     /// The registry holds what this copy proposed.
     fn committed(&mut self, out: &mut Vec<Command>) {
         let Some(proposal) = self.proposal.take() else {
             return;
         };
+        if self.is_beside_newer(
+            &proposal.next,
+            &proposal.lone.iter().map(reference).collect::<Vec<_>>(),
+        ) {
+            return self.split(out);
+        }
         if reference(&proposal.next) == self.epoch_ref() {
             // A correction. The word that ends going alone is a view that shows it.
             self.unseen = false;

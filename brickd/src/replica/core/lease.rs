@@ -174,11 +174,18 @@ impl Core {
         self.is_silent(link, now_ms) && !known
     }
 
-    /// Nothing was heard from it for the ping timeout, or its stream is down for as long.
+    /// Nothing was heard from it for the ping timeout, or its stream is down for as long. With two
+    /// voters a copy that is heard is given the stall timeout to take a stream: what puts it out
+    /// might be decided late, after it went alone.
     pub(super) fn is_silent(&self, link: &Link, now_ms: u64) -> bool {
         let timeout_ms = self.timing.ping_timeout_ms;
+        let stream_ms = if self.decides_alone() {
+            self.timing.stall_timeout_ms
+        } else {
+            timeout_ms
+        };
         now_ms >= link.heard_ms + timeout_ms
-            || self.role == Role::Primary && !link.up && now_ms >= link.down_ms + timeout_ms
+            || self.role == Role::Primary && !link.up && now_ms >= link.down_ms + stream_ms
     }
 
     /// It answers, but has not applied a change for the stall timeout.

@@ -53,7 +53,8 @@ impl Core {
         out
     }
 
-    /// This copy's disk failed: final for this incarnation.
+    /// This copy's disk failed: final for this incarnation. A primary gives its place away; with
+    /// two voters let the driver say goodbye for the brick, so that the other asks for it at once.
     pub fn disk_failed(&mut self, reason: String, now_ms: u64) -> Vec<Command> {
         let mut out = Vec::new();
         self.fail(reason, &mut out);
@@ -78,7 +79,9 @@ impl Core {
         }
         if self.is_primary() {
             self.lose_primaryship(out);
-            self.hand_over = true;
+            // With two voters the other copy asks for the place itself, at a goodbye or after its
+            // timeout: a proposal of this one could be decided late, after the other went alone.
+            self.hand_over = !self.decides_alone();
         }
         self.incoming = None;
         self.become_role(Role::Stopped(reason), out);

@@ -221,7 +221,7 @@ impl Core {
     }
 
     /// Two copies at two voters: silence is answered by going alone, not through the registry.
-    fn decides_alone(&self) -> bool {
+    pub(super) fn decides_alone(&self) -> bool {
         self.votes() == Votes::Two && self.epoch.in_sync.len() == 2
     }
 
@@ -344,7 +344,9 @@ impl Core {
 
     fn repeat_proposal(&mut self, now_ms: u64, out: &mut Vec<Command>) {
         let retry_ms = self.timing.propose_retry_ms;
+        // What replaces an epoch that is replaced already is not pressed any further.
         if let Some(proposal) = &mut self.proposal
+            && self.newer.is_none()
             && now_ms >= proposal.sent_ms + retry_ms
         {
             proposal.sent_ms = now_ms;

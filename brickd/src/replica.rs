@@ -29,10 +29,10 @@ pub mod timers;
 use std::collections::HashMap;
 use std::net::TcpStream;
 use std::sync::atomic::AtomicU64;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mortar_common::{BrickId, Incarnation, VolumeId};
+use mortar_common::{BrickId, Incarnation, Signal, VolumeId};
 use mortar_proto::data::{
     self, Beacon, BeaconAnswer, CopyState, EpochRef, Goodbye, Hello, StateQuery, link_message,
 };
@@ -100,7 +100,7 @@ pub struct Replica {
     ports: Arc<dyn Ports>,
     core: Mutex<Core>,
     /// Signalled after every event that may let a waiting request go on.
-    moved: Condvar,
+    moved: Signal,
     memory: Mutex<Memory>,
     primary_since_ms: AtomicU64,
     looked_over_ms: AtomicU64,
@@ -151,7 +151,7 @@ impl Replica {
         );
         let replica = Arc::new(Replica {
             core: Mutex::new(core),
-            moved: Condvar::new(),
+            moved: Signal::default(),
             memory: Mutex::default(),
             primary_since_ms: AtomicU64::new(0),
             looked_over_ms: AtomicU64::new(0),
@@ -509,11 +509,7 @@ impl Replica {
     /// Sleeps until the core moved, or for a while; says whether it is worth trying again.
     fn wait_for_move(&self, time: Duration) {
         let core = self.lock_core();
-        drop(
-            self.moved
-                .wait_timeout(core, time)
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        drop(self.moved.wait_timeout(core, time));
     }
 
     fn next_time(&self) -> data::Time {

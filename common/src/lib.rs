@@ -7,6 +7,8 @@ pub mod ids;
 pub mod logging;
 pub mod name;
 pub mod placement;
+pub mod signal;
 
 pub use errors::FsError;
 pub use ids::{BrickId, Gfid, Incarnation, PeerId, PoolId, SessionId, VolumeId};
+pub use signal::Signal;

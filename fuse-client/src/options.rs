@@ -81,7 +81,7 @@ pub enum PageCache {
 /// Whether listings bring attributes with them.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum ListingAttributes {
-    /// READDIRPLUS, where the kernel finds it useful.
+    /// READDIRPLUS.
     Auto,
     /// Plain READDIR only (`use-readdirp=no`).
     Never,

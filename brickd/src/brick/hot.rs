@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mortar_common::Gfid;
@@ -45,6 +45,8 @@ pub(super) struct Hot {
     descriptor: Mutex<Option<Arc<OwnedFd>>>,
     recent: AtomicBool,
     descriptor_recent: AtomicBool,
+    /// Where the last read ended.
+    read_end: AtomicU64,
 }
 
 /// What is ahead of the disk.
@@ -155,7 +157,14 @@ impl Hot {
             descriptor: Mutex::new(descriptor.map(Arc::new)),
             recent: AtomicBool::new(true),
             descriptor_recent: AtomicBool::new(true),
+            read_end: AtomicU64::new(0),
         }
+    }
+
+    /// A read of these bytes: whether it goes on where the last one ended.
+    pub fn reads_on(&self, offset: u64, len: u64) -> bool {
+        let end = offset.saturating_add(len);
+        self.read_end.swap(end, Ordering::Relaxed) == offset
     }
 
     pub fn is_dir(&self) -> bool {

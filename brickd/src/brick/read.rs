@@ -1,5 +1,6 @@
 //! Reads: objects, names, bytes, attributes, and what healing compares.
 
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 
@@ -7,7 +8,7 @@ use bytes::Bytes;
 use mortar_common::Gfid;
 use mortar_common::name::PRIVATE_DIR;
 use mortar_proto::data::{HealObjectStep, Object, StatFs, Time, Xattr};
-use rustix::fs::{Mode, SeekFrom};
+use rustix::fs::{Advice, Mode, SeekFrom};
 use rustix::io::Errno;
 use xxhash_rust::xxh3::Xxh3;
 
@@ -17,6 +18,8 @@ use super::inner::Inner;
 use super::layout::{EntryName, HandleName};
 use super::xattr;
 
+/// A read of fewer bytes, or one that does not go on where the last one ended, is not read ahead.
+const READ_AHEAD_BYTES_MIN: u32 = 256 << 10;
 /// Bytes summed at a time.
 const SUM_BYTES: usize = 256 * 1024;
 /// How often a name is read again because it changed between its gfid and its object.
@@ -97,8 +100,14 @@ impl Inner {
     }
 
     pub fn read(&self, gfid: Gfid, offset: u64, len: u32, into: &mut Vec<u8>) -> Result<(), Errno> {
-        let (_, fd) = self.file(gfid)?;
-        read_into(&fd, offset, len as usize, into)
+        let (hot, fd) = self.file(gfid)?;
+        read_into(&fd, offset, len as usize, into)?;
+        if len >= READ_AHEAD_BYTES_MIN && hot.reads_on(offset, len.into()) {
+            // The disk fetches the next piece while this one travels. Only a hint.
+            let next = offset.saturating_add(len.into());
+            let _ = rustix::fs::fadvise(&fd, next, NonZeroU64::new(len.into()), Advice::WillNeed);
+        }
+        Ok(())
     }
 
     pub fn get_xattr(&self, gfid: Gfid, name: &[u8]) -> Result<Bytes, Errno> {

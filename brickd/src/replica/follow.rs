@@ -4,11 +4,12 @@
 //! for one of them because it shares a key, are answered as held and go to the lanes.
 
 use std::collections::BTreeSet;
+use std::io::{BufReader, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mortar_common::{BrickId, Incarnation};
+use mortar_common::{BrickId, Incarnation, Signal};
 use mortar_proto::WIRE_VERSION;
 use mortar_proto::data::{Ack, AckKind, Hello, Ordered, Role as HelloRole, change::Step};
 use mortar_proto::frame::{self, FrameError, Kind};
@@ -22,6 +23,10 @@ use crate::brick::BrickError;
 
 /// A write of more bytes than this is applied by a lane.
 const INLINE_BYTES_MAX: usize = 128 << 10;
+/// Small frames are taken out of the socket several at a time.
+const READ_BUFFER_BYTES: usize = 16 << 10;
+/// Answers that wait are sent when they are this many bytes.
+const OUTBOX_BYTES_MAX: usize = 8 << 10;
 /// An answer that the primary does not take for this long means that the stream is broken.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -30,7 +35,7 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Follower {
     state: Mutex<State>,
     /// Signalled when a change was applied.
-    applied: Condvar,
+    applied: Signal,
 }
 
 #[derive(Default)]
@@ -42,6 +47,8 @@ struct State {
     received_max: u64,
     /// The stream's socket for answers; of the newest stream only.
     answers: Option<TcpStream>,
+    /// Answers that nobody waits for, encoded: they go with the next one.
+    outbox: Vec<u8>,
     streams_opened: u64,
 }
 
@@ -56,10 +63,9 @@ impl Follower {
     /// Sleeps until everything received is applied, or for `time`; says whether it is.
     pub(super) fn drained(&self, time: Duration) -> bool {
         let state = self.lock();
-        let (state, _) = self
+        let state = self
             .applied
-            .wait_timeout_while(state, time, |state| !state.unapplied.is_empty())
-            .unwrap_or_else(PoisonError::into_inner);
+            .wait_timeout_while(state, time, |state| !state.unapplied.is_empty());
         state.unapplied.is_empty()
     }
 
@@ -144,6 +150,7 @@ impl Replica {
         if let Some(old) = state.answers.replace(answers) {
             let _ = old.shutdown(Shutdown::Both);
         }
+        state.outbox.clear();
         state.streams_opened += 1;
         Ok(state.streams_opened)
     }
@@ -154,8 +161,12 @@ impl Replica {
         from: BrickId,
         stream: u64,
     ) -> Result<(), FrameError> {
+        let mut connection = BufReader::with_capacity(READ_BUFFER_BYTES, connection);
         loop {
-            let frame = frame::receive(connection)?;
+            if connection.buffer().is_empty() {
+                self.send_outbox();
+            }
+            let frame = frame::receive(&mut connection)?;
             let ordered: Ordered = frame.decode()?;
             if self.follower.lock().streams_opened != stream {
                 return Err(FrameError::Closed);
@@ -286,7 +297,13 @@ impl Replica {
             run
         };
         self.follower.applied.notify_all();
-        self.answer(ack);
+        let waited_for = numbered.change.step.as_ref().is_none_or(is_waited_for);
+        if waited_for || ack.kind() != AckKind::AckApplied {
+            self.answer(ack);
+        } else {
+            // Told of when the stream pauses, or with the next answer.
+            self.answer_later(&ack);
+        }
         for numbered in next {
             self.to_lane(numbered);
         }
@@ -300,14 +317,9 @@ impl Replica {
             return Ok(0);
         }
         let state = self.follower.lock();
-        drop(
-            self.follower
-                .applied
-                .wait_while(state, |state| {
-                    state.unapplied.first().is_some_and(|first| *first < number)
-                })
-                .unwrap_or_else(PoisonError::into_inner),
-        );
+        drop(self.follower.applied.wait_while(state, |state| {
+            state.unapplied.first().is_some_and(|first| *first < number)
+        }));
         self.store.sync_all()?;
         Ok(number)
     }
@@ -315,14 +327,57 @@ impl Replica {
     /// Sends an answer on the present stream; without one the primary will ask again.
     pub(super) fn answer(&self, ack: Ack) {
         let mut state = self.follower.lock();
-        if let Some(socket) = &mut state.answers
-            && let Err(error) = frame::send(socket, Kind::Ack, &ack, &[])
-        {
-            debug!(%error, "an answer could not be sent");
-            let _ = socket.shutdown(Shutdown::Both);
-            state.answers = None;
+        state.push(&ack);
+        state.flush();
+    }
+
+    fn answer_later(&self, ack: &Ack) {
+        let mut state = self.follower.lock();
+        state.push(ack);
+        if state.outbox.len() >= OUTBOX_BYTES_MAX {
+            state.flush();
         }
     }
+
+    fn send_outbox(&self) {
+        self.follower.lock().flush();
+    }
+}
+
+impl State {
+    fn push(&mut self, ack: &Ack) {
+        if self.answers.is_some()
+            && let Err(error) = frame::send(&mut self.outbox, Kind::Ack, ack, &[])
+        {
+            debug!(%error, "an answer could not be encoded");
+            self.break_stream();
+        }
+    }
+
+    fn flush(&mut self) {
+        if self.outbox.is_empty() {
+            return;
+        }
+        if let Some(socket) = &mut self.answers
+            && let Err(error) = socket.write_all(&self.outbox)
+        {
+            debug!(%error, "an answer could not be sent");
+            self.break_stream();
+        }
+        self.outbox.clear();
+    }
+
+    fn break_stream(&mut self) {
+        if let Some(socket) = self.answers.take() {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+        self.outbox.clear();
+    }
+}
+
+/// Opens and releases are ordered and not waited for: the primary answers its client at once.
+fn is_waited_for(step: &Step) -> bool {
+    !matches!(step, Step::Open(_) | Step::Release(_))
 }
 
 fn is_slow(numbered: &Numbered) -> bool {

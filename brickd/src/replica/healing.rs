@@ -3,12 +3,12 @@
 use std::collections::{BTreeMap, HashMap};
 use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mortar_common::BrickId;
 use mortar_common::placement::name_hash;
+use mortar_common::{BrickId, Signal};
 use mortar_proto::WIRE_VERSION;
 use mortar_proto::control::BrickHeal;
 use mortar_proto::data::change::Step;
@@ -41,7 +41,7 @@ pub struct Healing {
     runs: Mutex<HashMap<BrickId, Arc<Run>>>,
     control: HealControl,
     /// Signalled when an answer or a confirmed sync comes.
-    moved: Condvar,
+    moved: Signal,
     synced: Mutex<HashMap<BrickId, u64>>,
 }
 
@@ -253,13 +253,7 @@ impl Port {
             if done(confirmed, &lock_unanswered(&unanswered)) {
                 return Ok(());
             }
-            drop(
-                replica
-                    .healing
-                    .moved
-                    .wait_timeout(synced, POLL)
-                    .unwrap_or_else(PoisonError::into_inner),
-            );
+            drop(replica.healing.moved.wait_timeout(synced, POLL));
         }
         Err(Gone)
     }

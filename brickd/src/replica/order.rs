@@ -11,7 +11,7 @@ use tracing::error;
 use super::core::{Answer, NotNow, WaitFor};
 use super::gate::Pass;
 use super::pending::{Stage, Waiter};
-use super::streams::Numbered;
+use super::streams::{Leaves, Numbered};
 use super::{Replica, now_ms};
 use crate::brick::BrickError;
 
@@ -97,6 +97,11 @@ impl Replica {
         });
         let mut commands = ordered.commands;
         let synced = self.absent.news_of_syncs();
+        let leaves = match wait {
+            // A request may bring hundreds of these; whoever serves it flushes at its end.
+            WaitFor::Nothing => Leaves::WithTheNext,
+            WaitFor::Everyone | WaitFor::Heal(_) => Leaves::Now,
+        };
         self.absent.fsync_ordered(&numbered.change);
         for to in ordered.to {
             let Some(stream) = streams.get_mut(&to) else {
@@ -119,9 +124,10 @@ impl Replica {
                     continue;
                 }
             }
-            stream.send(to, &numbered, ordered.complete, synced.clone());
+            stream.send(to, &numbered, ordered.complete, synced.clone(), leaves);
         }
         if wait == WaitFor::Nothing {
+            self.streams.held_back();
             // Applied while the order lock is held, so that a table sent to a copy that joins
             // right after has it: nobody waits for these.
             self.lock_memory().apply(&numbered.change);

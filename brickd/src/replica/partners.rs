@@ -1,6 +1,7 @@
 //! The primary's side of its partners: opening streams, reading their answers, handing over the
 //! table, writing down what one that went out may lack.
 
+use std::io::BufReader;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -17,6 +18,8 @@ use super::core::Answer;
 use super::streams::{Numbered, Unanswered, lock_unanswered};
 use super::{Replica, now_ms};
 
+/// Answers are taken out of the socket several at a time.
+const READ_BUFFER_BYTES: usize = 8 << 10;
 /// A stream that could not be opened is tried again after this.
 const RETRY: Duration = Duration::from_millis(100);
 /// A copy that takes no bytes for this long has its stream broken: the core decides what then.
@@ -158,9 +161,10 @@ impl Replica {
     fn read_answers(
         self: &Arc<Self>,
         from: BrickId,
-        mut connection: TcpStream,
+        connection: TcpStream,
         unanswered: &Unanswered,
     ) -> Result<(), FrameError> {
+        let mut connection = BufReader::with_capacity(READ_BUFFER_BYTES, connection);
         loop {
             let frame = frame::receive(&mut connection)?;
             let ack: Ack = frame.decode()?;

@@ -2,7 +2,9 @@
 //! machine says that it may apply, and then that it may answer.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mortar_common::Signal;
 
 /// How far an ordered change of this primary's has come.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -26,7 +28,7 @@ pub struct Pending {
 /// One change's waiting place.
 pub struct Waiter {
     stage: Mutex<Stage>,
-    woken: Condvar,
+    woken: Signal,
 }
 
 impl Pending {
@@ -34,7 +36,7 @@ impl Pending {
     pub fn insert(&self, number: u64) -> Arc<Waiter> {
         let waiter = Arc::new(Waiter {
             stage: Mutex::new(Stage::Ordered),
-            woken: Condvar::new(),
+            woken: Signal::default(),
         });
         self.lock().insert(number, Arc::clone(&waiter));
         waiter
@@ -65,10 +67,7 @@ impl Waiter {
     pub fn wait(&self, stage: Stage) -> Stage {
         let mut present = self.stage.lock().unwrap_or_else(PoisonError::into_inner);
         while *present < stage {
-            present = self
-                .woken
-                .wait(present)
-                .unwrap_or_else(PoisonError::into_inner);
+            present = self.woken.wait(present);
         }
         *present
     }

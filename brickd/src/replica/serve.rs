@@ -1,13 +1,14 @@
 //! Client connections: one request after the other, executed on the thread that read it.
 
 use std::collections::HashMap;
+use std::io::BufReader;
 use std::net::TcpStream;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use mortar_common::{FsError, Gfid, SessionId};
+use mortar_common::{FsError, Gfid, SessionId, Signal};
 use mortar_proto::control::ClientState;
 use mortar_proto::data::op::Op as OpKind;
 use mortar_proto::data::{
@@ -26,6 +27,8 @@ use super::{Replica, now_ms};
 /// A request is held here this long while the set is between two states; then the client is told
 /// to ask again, which it does at once, perhaps elsewhere.
 const PATIENCE: Duration = Duration::from_millis(500);
+/// A small request is taken out of the socket in one call.
+const READ_BUFFER_BYTES: usize = 8 << 10;
 /// A lock that is not free is looked at again this often.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
@@ -34,7 +37,7 @@ const LOCK_POLL: Duration = Duration::from_millis(10);
 #[derive(Default)]
 pub struct Turns {
     busy: Mutex<HashMap<(u64, u32), u64>>,
-    done: Condvar,
+    done: Signal,
 }
 
 struct Turn<'a> {
@@ -47,7 +50,7 @@ impl Turns {
         let slot = (session, slot);
         let mut busy = self.busy.lock().unwrap_or_else(PoisonError::into_inner);
         while busy.contains_key(&slot) {
-            busy = self.done.wait(busy).unwrap_or_else(PoisonError::into_inner);
+            busy = self.done.wait(busy);
         }
         busy.insert(slot, seq);
         Turn { turns: self, slot }
@@ -118,8 +121,9 @@ impl Replica {
     ) -> Result<(), FrameError> {
         let from_peer = hello.role() == HelloRole::Peer;
         let mut output = Vec::new();
+        let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, connection.try_clone()?);
         while !self.is_stopped() {
-            let frame = frame::receive(&mut connection)?;
+            let frame = frame::receive(&mut input)?;
             if frame.kind != Kind::Request {
                 return Err(FrameError::Kind(frame.kind as u8));
             }
@@ -130,6 +134,7 @@ impl Replica {
             } else {
                 self.answer_client(&request, frame.payload, &mut output)
             };
+            self.streams.flush();
             let mut reply = self.reply_to(&request);
             match results {
                 Ok(results) => reply.results = results,

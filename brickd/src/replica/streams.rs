@@ -5,7 +5,9 @@
 //! a stream's list of unanswered changes.
 
 use std::collections::{BTreeMap, HashMap};
+use std::io::{BufWriter, Write};
 use std::net::{Shutdown, TcpStream};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -13,6 +15,9 @@ use mortar_common::{BrickId, Incarnation};
 use mortar_proto::data::{Change, CopySynced, Ordered, Recorded, SessionState};
 use mortar_proto::frame::{self, Kind};
 use tracing::debug;
+
+/// A frame that is smaller leaves in one call, several held back together too.
+const WRITE_BUFFER_BYTES: usize = 16 << 10;
 
 /// An ordered change with its bytes, as it is sent, applied, kept and sent again.
 #[derive(Debug)]
@@ -32,6 +37,17 @@ pub struct Streams {
     table: Mutex<HashMap<BrickId, Outgoing>>,
     /// The same sockets again, so that a stream whose writer hangs can be shut without its lock.
     shutters: Mutex<HashMap<BrickId, TcpStream>>,
+    /// Some stream has bytes that were not handed to the kernel yet.
+    unflushed: AtomicBool,
+}
+
+/// When the bytes of a change leave.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Leaves {
+    /// At once.
+    Now,
+    /// With the next change, or at [`Streams::flush`]: nobody waits for its answers.
+    WithTheNext,
 }
 
 /// One stream.
@@ -42,7 +58,7 @@ pub struct Outgoing {
     pub joined: bool,
     /// It has sessions, locks and results, so memory-only changes go to it too.
     pub has_table: bool,
-    writer: Option<TcpStream>,
+    writer: Option<BufWriter<TcpStream>>,
     /// What it has not answered.
     pub unanswered: Unanswered,
 }
@@ -107,6 +123,20 @@ impl Streams {
         self.shutters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Hands to the kernel what [`Leaves::WithTheNext`] has held back.
+    pub fn flush(&self) {
+        if self.unflushed.swap(false, Ordering::AcqRel) {
+            for (to, stream) in self.lock().iter_mut() {
+                stream.flush(*to);
+            }
+        }
+    }
+
+    /// Notes that something was held back. Call with the order lock held.
+    pub fn held_back(&self) {
+        self.unflushed.store(true, Ordering::Release);
+    }
+
     /// Puts a fresh connection in place and sends what was not answered on the old one. Call with
     /// the order lock held (`stream` is its entry).
     ///
@@ -122,7 +152,7 @@ impl Streams {
         if let Ok(shutter) = connection.try_clone() {
             self.shutters().insert(to, shutter);
         }
-        stream.writer = Some(connection);
+        stream.writer = Some(BufWriter::with_capacity(WRITE_BUFFER_BYTES, connection));
         for numbered in tail {
             lock_unanswered(&stream.unanswered).insert(numbered.change.number, numbered);
         }
@@ -140,6 +170,7 @@ impl Streams {
                 &numbered.payload,
             );
         }
+        stream.flush(to);
     }
 
     /// Forgets a connection that broke.
@@ -161,6 +192,7 @@ impl Outgoing {
         numbered: &Arc<Numbered>,
         complete: u64,
         synced: Vec<CopySynced>,
+        leaves: Leaves,
     ) {
         lock_unanswered(&self.unanswered).insert(numbered.change.number, Arc::clone(numbered));
         let ordered = Ordered {
@@ -170,6 +202,9 @@ impl Outgoing {
             ..Default::default()
         };
         self.write(to, &ordered, &numbered.payload);
+        if leaves == Leaves::Now {
+            self.flush(to);
+        }
     }
 
     /// Sends sessions, opens, locks and results.
@@ -185,6 +220,22 @@ impl Outgoing {
             },
             &Bytes::new(),
         );
+        self.flush(to);
+    }
+
+    fn flush(&mut self, to: BrickId) {
+        let flushed = self.writer.as_mut().map(Write::flush);
+        if let Some(Err(error)) = flushed {
+            self.broke(to, &error);
+        }
+    }
+
+    fn broke(&mut self, to: BrickId, error: &dyn std::fmt::Display) {
+        debug!(brick = %to, %error, "a stream broke while it was written");
+        if let Some(writer) = self.writer.take() {
+            // The thread that reads the answers sees the end too, and reports it.
+            let _ = writer.get_ref().shutdown(Shutdown::Both);
+        }
     }
 
     fn write(&mut self, to: BrickId, ordered: &Ordered, payload: &Bytes) {
@@ -192,10 +243,7 @@ impl Outgoing {
             return;
         };
         if let Err(error) = frame::send(writer, Kind::Ordered, ordered, &[payload]) {
-            debug!(brick = %to, %error, "a stream broke while it was written");
-            // The thread that reads the answers sees the end too, and reports it.
-            let _ = writer.shutdown(Shutdown::Both);
-            self.writer = None;
+            self.broke(to, &error);
         }
     }
 }

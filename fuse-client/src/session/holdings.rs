@@ -4,10 +4,10 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mortar_common::Gfid;
+use mortar_common::{Gfid, Signal};
 use mortar_proto::data::{LockKind, Op, Open, op};
 
 /// Opens taken again in one request after a fence.
@@ -17,7 +17,7 @@ const REOPEN_OPS_MAX: usize = 256;
 #[derive(Debug, Default)]
 pub struct Holdings {
     state: Mutex<HashMap<Gfid, Held>>,
-    changed: Condvar,
+    changed: Signal,
 }
 
 #[derive(Debug, Default)]
@@ -69,10 +69,7 @@ impl Holdings {
         loop {
             let held = state.entry(gfid).or_default();
             if held.stage == Stage::Releasing {
-                state = self
-                    .changed
-                    .wait(state)
-                    .unwrap_or_else(PoisonError::into_inner);
+                state = self.changed.wait(state);
                 continue;
             }
             held.handles += 1;
@@ -164,11 +161,7 @@ impl Holdings {
         let any = |state: &HashMap<Gfid, Held>| state.values().any(|h| h.idle_since.is_some());
         let mut state = self.lock();
         if !any(&state) {
-            state = self
-                .changed
-                .wait_timeout(state, timeout)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            state = self.changed.wait_timeout(state, timeout);
         }
         any(&state)
     }

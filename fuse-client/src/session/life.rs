@@ -1,10 +1,10 @@
 //! One life of the session: an id and its slots. A fence ends it; the next life has a new id.
 
 use std::collections::VecDeque;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use mortar_common::{FsError, SessionId};
+use mortar_common::{FsError, SessionId, Signal};
 
 /// Changes in flight at a time. The kernel loop has 16 threads, each lock waiter needs one more.
 const SLOTS_MAX: u32 = 1024;
@@ -18,7 +18,7 @@ const TICK: Duration = Duration::from_millis(100);
 pub struct Life {
     id: SessionId,
     slots: Mutex<Slots>,
-    freed: Condvar,
+    freed: Signal,
 }
 
 #[derive(Debug, Default)]
@@ -46,7 +46,7 @@ impl Life {
         Life {
             id: SessionId::random(),
             slots: Mutex::default(),
-            freed: Condvar::new(),
+            freed: Signal::default(),
         }
     }
 
@@ -71,11 +71,7 @@ impl Life {
                 });
             }
             may_wait()?;
-            slots = self
-                .freed
-                .wait_timeout(slots, TICK)
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
+            slots = self.freed.wait_timeout(slots, TICK);
         }
     }
 }

@@ -18,6 +18,10 @@ use super::store::BrickError;
 use super::xattr::{self, Of};
 use super::{BrickIdentity, Reserve};
 
+/// A brick that is locked is tried so often, …
+const LOCK_TRIES: u32 = 20;
+/// … this far apart.
+const LOCK_PAUSE: std::time::Duration = std::time::Duration::from_millis(10);
 /// Free space a new brick needs beyond what is reserved.
 const FREE_BYTES_MIN: u64 = 64 << 20;
 /// What a refused folder's content is looked through for.
@@ -455,16 +459,20 @@ pub(super) fn open(path: &Path, identity: &BrickIdentity) -> Result<Opened, Refu
     })
 }
 
-/// One process at a time. The lock goes with the descriptor.
+/// One process at a time. The lock goes with the descriptor; a child that is being started holds a
+/// copy of it until its exec, so that a lock given back this moment may still be seen for a little.
 fn lock_brick(path: &Path, private: &OwnedFd) -> Result<(), Refusal> {
-    match rustix::fs::flock(private, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(()),
-        Err(Errno::WOULDBLOCK) => refuse(format!(
-            "brick {} is in use by another brickd on this host: stop that one first",
-            path.display()
-        )),
-        Err(error) => Err(failed(path, "it cannot be locked", error)),
+    for _ in 0..LOCK_TRIES {
+        match rustix::fs::flock(private, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => return Ok(()),
+            Err(Errno::WOULDBLOCK) => std::thread::sleep(LOCK_PAUSE),
+            Err(error) => return Err(failed(path, "it cannot be locked", error)),
+        }
     }
+    refuse(format!(
+        "brick {} is in use by another brickd on this host: stop that one first",
+        path.display()
+    ))
 }
 
 fn check_writable(path: &Path, private: &OwnedFd) -> Result<(), Refusal> {

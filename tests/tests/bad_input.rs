@@ -342,6 +342,17 @@ fn garbage_on_the_port() {
     still_serves(&cluster);
 }
 
+/// A connection that began as one of ours and says no more held a thread for ever: what had come
+/// was looked at again and again, which no read timeout ends.
+#[test]
+fn a_connection_that_stops_after_its_first_byte() {
+    let cluster = Cluster::one_host();
+    let host = cluster.host("gfs01");
+    is_closed_after(host, b"M");
+    is_closed_after(host, b"PRI");
+    still_serves(&cluster);
+}
+
 #[test]
 fn frames_that_are_too_large_torn_or_altered() {
     let cluster = Cluster::one_host();

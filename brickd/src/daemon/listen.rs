@@ -5,7 +5,7 @@ use std::io;
 use std::net::{TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use mortar_proto::data::{Hello, Role};
 use mortar_proto::frame::{self, FrameError, Kind};
@@ -18,6 +18,8 @@ use crate::host::BrickHost;
 
 /// Connections served at once; more are closed as they come.
 const CONNECTIONS_MAX: usize = 4096;
+/// Between two looks at a connection whose first bytes have come in part.
+const PEEK_PAUSE: Duration = Duration::from_millis(1);
 /// A connection that was silent for this long is probed, so often.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 /// gRPC connections waiting to be taken by the control plane.
@@ -96,22 +98,7 @@ fn serve(mut connection: TcpStream, host: &Arc<BrickHost>, grpc: &Grpc) -> Resul
         .with_retries(3);
     SockRef::from(&connection).set_tcp_keepalive(&alive)?;
     connection.set_read_timeout(Some(HELLO_TIMEOUT))?;
-    let mut first = [0; 4];
-    let mut seen = 0;
-    while seen < first.len() {
-        // A peek gives what is there; the rest of four bytes may still be on its way.
-        let now = connection.peek(&mut first)?;
-        if now == 0 {
-            return Err(FrameError::Closed);
-        }
-        if now == seen {
-            std::thread::sleep(Duration::from_millis(1));
-        }
-        if first[..now] != MAGIC[..now] && first[..now] != b"PRI "[..now] {
-            return Err(FrameError::Magic(first));
-        }
-        seen = now;
-    }
+    let first = first_bytes(&connection)?;
     if first != MAGIC {
         connection.set_read_timeout(None)?;
         connection.set_nonblocking(true)?;
@@ -128,6 +115,31 @@ fn serve(mut connection: TcpStream, host: &Arc<BrickHost>, grpc: &Grpc) -> Resul
         return refuse(&mut connection, host, refusal);
     }
     dispatch(connection, hello, host)
+}
+
+/// Looks at the first four bytes and leaves them there: gRPC reads them again.
+///
+/// A peek gives what is there at once, so the socket's own timeout never ends the wait for the
+/// rest: a deadline does.
+fn first_bytes(connection: &TcpStream) -> Result<[u8; 4], FrameError> {
+    let give_up = Instant::now() + HELLO_TIMEOUT;
+    let mut first = [0; 4];
+    loop {
+        let seen = connection.peek(&mut first)?;
+        if seen == 0 {
+            return Err(FrameError::Closed);
+        }
+        if first[..seen] != MAGIC[..seen] && first[..seen] != b"PRI "[..seen] {
+            return Err(FrameError::Magic(first));
+        }
+        if seen == first.len() {
+            return Ok(first);
+        }
+        if Instant::now() >= give_up {
+            return Err(io::Error::from(io::ErrorKind::TimedOut).into());
+        }
+        std::thread::sleep(PEEK_PAUSE);
+    }
 }
 
 fn dispatch(

@@ -319,12 +319,21 @@ impl Inner {
             return rustix::io::fcntl_dupfd_cloexec(&self.root, 0);
         }
         let walk = self.walks();
+        let mut last = Errno::STALE;
         for _ in 0..STALE_TRIES {
             match self.open_dir_once(gfid) {
-                // Perhaps it is just being removed, and its handle goes in a moment.
-                Err(Errno::STALE) => std::thread::sleep(STALE_PAUSE),
+                // Perhaps it is just being removed, and its handle goes in a moment. ENOMEM is
+                // what ext4 answers while the inode number is being given to a new object.
+                Err(error @ (Errno::STALE | Errno::NOMEM)) => {
+                    last = error;
+                    std::thread::sleep(STALE_PAUSE);
+                }
                 other => return other,
             }
+        }
+        if last == Errno::NOMEM {
+            // Memory may really be short: that says nothing of the directory.
+            return Err(last);
         }
         self.rewrite_handles(walk)?;
         match self.open_dir_once(gfid) {

@@ -8,6 +8,7 @@
 //! alone.
 
 pub mod absent;
+pub mod answers;
 pub mod core;
 pub mod follow;
 pub mod gate;

@@ -239,15 +239,17 @@ impl Replica {
             }
             runs_now
         };
-        if runs_now && !slow {
-            return self.apply_and_answer(&numbered);
+        let here = runs_now && !slow;
+        if !here || is_told_first(&numbered) {
+            self.answer(Ack {
+                number,
+                kind: AckKind::AckHeld.into(),
+                ..Default::default()
+            });
         }
-        self.answer(Ack {
-            number,
-            kind: AckKind::AckHeld.into(),
-            ..Default::default()
-        });
-        if runs_now {
+        if here {
+            self.apply_and_answer(&numbered);
+        } else if runs_now {
             self.to_lane(numbered);
         }
     }
@@ -378,6 +380,15 @@ impl State {
 /// Opens and releases are ordered and not waited for: the primary answers its client at once.
 fn is_waited_for(step: &Step) -> bool {
     !matches!(step, Step::Open(_) | Step::Release(_))
+}
+
+/// Changes of names take a disk long enough that the primary should begin with its own meanwhile;
+/// anything smaller is applied before an answer more would be sent.
+fn is_told_first(numbered: &Numbered) -> bool {
+    matches!(
+        numbered.change.step,
+        Some(Step::Create(_) | Step::Link(_) | Step::Unlink(_) | Step::Rmdir(_) | Step::Rename(_))
+    )
 }
 
 fn is_slow(numbered: &Numbered) -> bool {

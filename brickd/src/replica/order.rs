@@ -103,6 +103,11 @@ impl Replica {
             WaitFor::Everyone | WaitFor::Heal(_) => Leaves::Now,
         };
         self.absent.fsync_ordered(&numbered.change);
+        if let ([to], WaitFor::Everyone) = (&ordered.to[..], wait)
+            && let Some(answers) = streams.get(to).and_then(|stream| stream.answers.clone())
+        {
+            waiter.answered_by(answers);
+        }
         for to in ordered.to {
             let Some(stream) = streams.get_mut(&to) else {
                 continue;
@@ -147,10 +152,10 @@ impl Replica {
     pub(super) fn finish(
         self: &Arc<Self>,
         numbered: &Arc<Numbered>,
-        waiter: &Waiter,
+        waiter: &Arc<Waiter>,
         pass: Option<Pass<'_>>,
     ) -> Result<(), NotDone> {
-        if waiter.wait(Stage::MayApply) == Stage::Abandoned {
+        if self.wait_for(waiter, Stage::MayApply) == Stage::Abandoned {
             return Err(NotDone::Abandoned);
         }
         if let Err(failure) = self.apply_here(numbered) {
@@ -160,7 +165,7 @@ impl Replica {
         let number = numbered.change.number;
         self.event(|core, now| core.applied(number, now));
         drop(pass);
-        match waiter.wait(Stage::MayAnswer) {
+        match self.wait_for(waiter, Stage::MayAnswer) {
             Stage::Abandoned => Err(NotDone::Abandoned),
             Stage::Ordered | Stage::MayApply | Stage::MayAnswer => Ok(()),
         }

@@ -1,7 +1,6 @@
 //! The primary's side of its partners: opening streams, reading their answers, handing over the
 //! table, writing down what one that went out may lack.
 
-use std::io::BufReader;
 use std::net::TcpStream;
 use std::sync::Arc;
 use std::time::Duration;
@@ -14,12 +13,12 @@ use mortar_proto::registry::Epoch;
 use tracing::{debug, error, warn};
 
 use super::absent::is_heal;
+use super::answers::{Answers, Reader, Turn, has_come};
 use super::core::Answer;
+use super::pending::{Stage, Wait, Waiter};
 use super::streams::{Numbered, Unanswered, lock_unanswered};
 use super::{Replica, now_ms};
 
-/// Answers are taken out of the socket several at a time.
-const READ_BUFFER_BYTES: usize = 8 << 10;
 /// A stream that could not be opened is tried again after this.
 const RETRY: Duration = Duration::from_millis(100);
 /// A copy that takes no bytes for this long has its stream broken: the core decides what then.
@@ -120,12 +119,13 @@ impl Replica {
             return Ok(());
         }
         connection.set_write_timeout(Some(WRITE_TIMEOUT))?;
-        let answers = connection.try_clone()?;
-        let Some((unanswered, commands)) = self.attach(to, incarnation, connection, &answer) else {
+        let reading_end = connection.try_clone()?;
+        let ends = (connection, reading_end);
+        let Some((answers, commands)) = self.attach(to, incarnation, ends, &answer) else {
             return Ok(());
         };
         self.run(commands);
-        let ended = self.read_answers(to, answers, &unanswered);
+        let ended = self.read_answers(&answers);
         self.streams.detach(to, incarnation);
         if self.streams.wants(to, incarnation) {
             self.mark_unanswered_of_syncing(to);
@@ -138,9 +138,9 @@ impl Replica {
         &self,
         to: BrickId,
         incarnation: Incarnation,
-        connection: TcpStream,
+        (connection, reading_end): (TcpStream, TcpStream),
         answer: &Hello,
-    ) -> Option<(Unanswered, Vec<super::core::Command>)> {
+    ) -> Option<(Arc<Answers>, Vec<super::core::Command>)> {
         let mut streams = self.streams.lock();
         let stream = streams
             .get_mut(&to)
@@ -152,49 +152,110 @@ impl Replica {
         };
         self.streams.attach(to, stream, connection, tail);
         let unanswered = Arc::clone(&stream.unanswered);
+        let answers = Arc::new(Answers::new(to, reading_end, unanswered));
+        stream.answers = Some(Arc::clone(&answers));
         let commands = self
             .lock_core()
             .stream_up(to, incarnation, answer.last_number, now_ms());
-        Some((unanswered, commands))
+        Some((answers, commands))
     }
 
-    fn read_answers(
-        self: &Arc<Self>,
-        from: BrickId,
-        connection: TcpStream,
-        unanswered: &Unanswered,
-    ) -> Result<(), FrameError> {
-        let mut connection = BufReader::with_capacity(READ_BUFFER_BYTES, connection);
+    /// Reads answers for as long as the connection lives and no request reads them itself.
+    fn read_answers(self: &Arc<Self>, answers: &Answers) -> Result<(), FrameError> {
+        let mut comers = 0;
         loop {
-            let frame = frame::receive(&mut connection)?;
-            let ack: Ack = frame.decode()?;
-            if ack.synced > 0 {
-                self.absent.confirmed(from, ack.synced);
-                self.healing.synced(from, ack.synced);
+            let (mut reader, came) = answers.take(comers)?;
+            comers = came;
+            match self.take_answer(answers, &mut reader) {
+                Ok(()) => answers.give_back(reader),
+                Err(error) => answers.broke(error),
             }
-            let answer = match ack.kind() {
-                AckKind::AckConfirm => {
-                    self.absent.recorded(from, ack.synced);
-                    continue;
-                }
-                AckKind::AckTable => {
-                    self.event(|core, now| core.table_held(from, now));
-                    continue;
-                }
-                AckKind::AckHeld => Answer::Held,
-                AckKind::AckApplied => {
-                    self.absent.applied_by(from, ack.number);
-                    Answer::Applied
-                }
-                AckKind::AckFailed => self.failed(from, &ack, unanswered),
-            };
-            if answer != Answer::Held {
-                lock_unanswered(unanswered).remove(&ack.number);
-                self.healing.answered();
-            }
-            let number = ack.number;
-            self.event(|core, now| core.answered(from, number, answer, now));
         }
+    }
+
+    /// Waits until a change has come as far as `stage`, reading its backup's answers if nobody
+    /// else does.
+    pub(super) fn wait_for(self: &Arc<Self>, waiter: &Arc<Waiter>, stage: Stage) -> Stage {
+        let Some(answers) = waiter.answers() else {
+            return waiter.wait(stage);
+        };
+        loop {
+            if let Some(reached) = waiter.reached(stage) {
+                return reached;
+            }
+            match answers.come(waiter, stage) {
+                Turn::Read(reader) => self.read_until(answers, reader, waiter, stage),
+                Turn::Sleep => match waiter.wait_or_read(stage) {
+                    Wait::Reached { stage, to_read } => {
+                        if to_read {
+                            answers.pass_on();
+                        }
+                        return stage;
+                    }
+                    Wait::Read => {}
+                },
+                Turn::Broken => return waiter.wait(stage),
+            }
+        }
+    }
+
+    fn read_until(
+        self: &Arc<Self>,
+        answers: &Answers,
+        mut reader: Reader,
+        waiter: &Waiter,
+        stage: Stage,
+    ) {
+        while waiter.reached(stage).is_none() {
+            let read = has_come(&reader).and_then(|come| {
+                if come {
+                    self.take_answer(answers, &mut reader)
+                } else {
+                    Ok(())
+                }
+            });
+            if let Err(error) = read {
+                return answers.broke(error);
+            }
+        }
+        answers.give_back(reader);
+    }
+
+    /// Takes one answer out of the socket and tells the core.
+    fn take_answer(
+        self: &Arc<Self>,
+        answers: &Answers,
+        reader: &mut Reader,
+    ) -> Result<(), FrameError> {
+        let (from, unanswered) = (answers.from, &answers.unanswered);
+        let ack: Ack = frame::receive(reader)?.decode()?;
+        if ack.synced > 0 {
+            self.absent.confirmed(from, ack.synced);
+            self.healing.synced(from, ack.synced);
+        }
+        let answer = match ack.kind() {
+            AckKind::AckConfirm => {
+                self.absent.recorded(from, ack.synced);
+                return Ok(());
+            }
+            AckKind::AckTable => {
+                self.event(|core, now| core.table_held(from, now));
+                return Ok(());
+            }
+            AckKind::AckHeld => Answer::Held,
+            AckKind::AckApplied => {
+                self.absent.applied_by(from, ack.number);
+                Answer::Applied
+            }
+            AckKind::AckFailed => self.failed(from, &ack, unanswered),
+        };
+        if answer != Answer::Held {
+            lock_unanswered(unanswered).remove(&ack.number);
+            self.healing.answered();
+        }
+        let number = ack.number;
+        self.event(|core, now| core.answered(from, number, answer, now));
+        Ok(())
     }
 
     /// A copy could not apply a change. One that is being healed may lack what the change needs:

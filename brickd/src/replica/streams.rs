@@ -16,6 +16,8 @@ use mortar_proto::data::{Change, CopySynced, Ordered, Recorded, SessionState};
 use mortar_proto::frame::{self, Kind};
 use tracing::debug;
 
+use super::answers::Answers;
+
 /// A frame that is smaller leaves in one call, several held back together too.
 const WRITE_BUFFER_BYTES: usize = 16 << 10;
 
@@ -61,6 +63,8 @@ pub struct Outgoing {
     writer: Option<BufWriter<TcpStream>>,
     /// What it has not answered.
     pub unanswered: Unanswered,
+    /// Where its answers come from, while it is connected.
+    pub answers: Option<Arc<Answers>>,
 }
 
 impl Streams {
@@ -82,6 +86,7 @@ impl Streams {
                     has_table: joined,
                     writer: None,
                     unanswered: Unanswered::default(),
+                    answers: None,
                 };
                 table.insert(to, outgoing);
                 drop(table);
@@ -180,6 +185,7 @@ impl Streams {
             && stream.incarnation == incarnation
         {
             stream.writer = None;
+            stream.answers = None;
         }
     }
 }

@@ -7,9 +7,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
-use rustix::event::{PollFd, PollFlags};
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::mount::{MountFlags, UnmountFlags};
 
 use super::Adapter;
@@ -23,6 +24,12 @@ const THREADS: usize = 16;
 const DEVICE: &str = "/dev/fuse";
 /// Its number on every Linux.
 const DEVICE_NUMBER: (u32, u32) = (10, 229);
+/// How often it is looked whether the kernel has let go of the mount.
+const LET_GO_TICK: Duration = Duration::from_millis(200);
+const NO_TIME: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 0,
+};
 /// Bytes the kernel reads ahead, so that reads come as large as writes.
 const READ_AHEAD_KB: &str = "1024";
 
@@ -185,10 +192,14 @@ impl Loop {
 }
 
 /// Returns when the volume is unmounted or the connection was aborted.
+///
+/// It looks now and then instead of sleeping in poll: who polls the device is woken with every
+/// request, which costs each of them a switch of threads.
 fn wait_until_let_go(device: &OwnedFd) {
     loop {
+        std::thread::sleep(LET_GO_TICK);
         let mut fds = [PollFd::new(device, PollFlags::empty())];
-        match rustix::event::poll(&mut fds, None) {
+        match rustix::event::poll(&mut fds, Some(&NO_TIME)) {
             Err(rustix::io::Errno::INTR) => {}
             Ok(_) if fds[0].revents().is_empty() => {}
             Ok(_) => return,

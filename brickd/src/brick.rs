@@ -266,6 +266,10 @@ impl Store for Brick {
             .map_err(|error| self.refusal(error, "readlink", gfid))
     }
 
+    fn read_soon(&self, gfid: Gfid, bytes: u64) {
+        self.inner.read_soon(gfid, bytes);
+    }
+
     fn read(
         &self,
         gfid: Gfid,

@@ -11,6 +11,7 @@ pub mod absent;
 pub mod answers;
 pub mod core;
 pub mod follow;
+pub mod foresight;
 pub mod gate;
 pub mod healing;
 pub mod keys;

@@ -110,6 +110,13 @@ impl Inner {
         Ok(())
     }
 
+    /// See [`super::Store::read_soon`].
+    pub fn read_soon(&self, gfid: Gfid, bytes: u64) {
+        if let Ok((_, fd)) = self.file(gfid) {
+            let _ = rustix::fs::fadvise(&fd, 0, NonZeroU64::new(bytes), Advice::WillNeed);
+        }
+    }
+
     pub fn get_xattr(&self, gfid: Gfid, name: &[u8]) -> Result<Bytes, Errno> {
         let name = match xattr::client_name(name) {
             Err(Errno::PERM) => return Err(Errno::NODATA),

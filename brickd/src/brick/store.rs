@@ -75,6 +75,8 @@ pub trait Store: Send + Sync {
     /// Up to `len` bytes from `offset`, appended to `into`; fewer only at the end of the file.
     fn read(&self, gfid: Gfid, offset: u64, len: u32, into: &mut Vec<u8>)
     -> Result<(), BrickError>;
+    /// A file's first `bytes` will be read soon: the disk may fetch them meanwhile. Only a hint.
+    fn read_soon(&self, gfid: Gfid, bytes: u64);
     /// A page of a directory in order of (name hash, name), `.mortar` and strays left out.
     fn read_dir(&self, page: &ReadDir) -> Result<ReadDirPage, BrickError>;
     /// Whether a directory holds nothing (but `.mortar` and strays).

@@ -18,6 +18,7 @@ use mortar_proto::frame::{self, FrameError, Kind};
 use tracing::debug;
 
 use super::core::{NotNow, WaitFor};
+use super::foresight::Foresight;
 use super::keys::{Keys, keys_of_op};
 use super::memory::{Memory, Recall, Seen, Standing};
 use super::order::{NotDone, Origin};
@@ -121,6 +122,7 @@ impl Replica {
     ) -> Result<(), FrameError> {
         let from_peer = hello.role() == HelloRole::Peer;
         let mut output = Vec::new();
+        let mut foresight = Foresight::default();
         let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, connection.try_clone()?);
         while !self.is_stopped() {
             let frame = frame::receive(&mut input)?;
@@ -145,6 +147,9 @@ impl Replica {
                 }
             }
             frame::send(&mut connection, Kind::Reply, &reply, &[&output])?;
+            if let Some((gfid, bytes)) = foresight.answered(&request.ops, &reply.results) {
+                self.store.read_soon(gfid, bytes);
+            }
         }
         Ok(())
     }

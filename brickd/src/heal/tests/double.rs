@@ -54,6 +54,8 @@ fn unused<T>() -> Result<T, BrickError> {
 }
 
 impl Store for Double {
+    fn read_soon(&self, _gfid: Gfid, _bytes: u64) {}
+
     fn apply(&self, change: &Change, payload: &[u8]) -> Result<(), BrickError> {
         let mut tree = self.tree.lock().unwrap();
         tree.apply(change, payload)

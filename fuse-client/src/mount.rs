@@ -53,7 +53,9 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
             return EXIT_USAGE.into();
         }
     };
-    let outcome = if options.foreground {
+    let outcome = if line.fake {
+        Ok(())
+    } else if options.foreground {
         run(&options, || Ok(()))
     } else {
         daemon::start(|mounted| run(&options, mounted))

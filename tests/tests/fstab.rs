@@ -127,6 +127,17 @@ fn a_line_of_fstab_is_mounted_and_unmounted() {
     client.wait_unmounted(&point);
     assert!(!point.join("file").exists());
 
+    // The client is killed: the same command mounts over what is left.
+    client.run(&format!("mount {}", point.display())).ok();
+    let open = fs::File::open(point.join("file")).unwrap();
+    client.host.shut_down();
+    assert!(fs::metadata(&point).is_err(), "the mount still lives");
+    client.run(&format!("mount {}", point.display())).ok();
+    assert_eq!(fs::read_to_string(point.join("file")).unwrap(), "x");
+    drop(open);
+    client.run(&format!("umount {}", point.display())).ok();
+    client.wait_unmounted(&point);
+
     // By addresses, which no other test has: what is unmounted by its source must be this.
     let [one, two] = ["gfs01", "gfs02"].map(|host| cluster.host(host).address);
     let source = format!("{one},{two}:/v01");

@@ -122,7 +122,7 @@ fn git_reads_nothing_again_after_remounts_failovers_and_heals() {
     let tree = Repository(mount.join("tree"));
     fs::create_dir(&tree.0).unwrap();
     trees::copy_sources(&tree.0, scale::pick(300, 3_000));
-    fs::hard_link(tree.0.join(&first_file(&tree.0)), tree.0.join("hard-link")).unwrap();
+    fs::hard_link(tree.0.join(first_file(&tree.0)), tree.0.join("hard-link")).unwrap();
     symlink("hard-link", tree.0.join("symlink")).unwrap();
     tree.git("init --quiet");
     let files = tree.files();

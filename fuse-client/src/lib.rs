@@ -9,6 +9,7 @@ pub mod connection;
 pub mod fs;
 pub mod kernel;
 pub mod mount;
+pub mod mounts;
 pub mod options;
 pub mod session;
 pub mod view;

@@ -13,6 +13,7 @@ use mortar_proto::registry::VolumeStatus;
 
 use crate::fs::{Fs, Settings};
 use crate::kernel::{self, Unmounter};
+use crate::mounts;
 use crate::options::{CommandLine, INODE_LIMIT, MountOptions};
 use crate::session::{Mounted, Session};
 use crate::view::{Host, ViewWatch, Volume, VolumeView};
@@ -46,14 +47,20 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let options = MountOptions::read(&line).map_err(|error| error.to_string());
-    let options = match options.and_then(at_real_path) {
+    let cleared = |options: MountOptions| match line.fake {
+        true => Ok(options),
+        false => mounts::clear_dead(&options.mount_point).map(|()| options),
+    };
+    let options = match options.and_then(cleared).and_then(at_real_path) {
         Ok(options) => options,
         Err(sentence) => {
             eprintln!("mount.mortar: {sentence}");
             return EXIT_USAGE.into();
         }
     };
-    let outcome = if options.foreground {
+    let outcome = if line.fake {
+        Ok(())
+    } else if options.foreground {
         run(&options, || Ok(()))
     } else {
         daemon::start(|mounted| run(&options, mounted))
@@ -187,9 +194,6 @@ fn at_real_path(options: MountOptions) -> Result<MountOptions, String> {
     let real = std::fs::canonicalize(&options.mount_point).map_err(|error| {
         match error.raw_os_error() {
             Some(libc::ENOENT) => format!("the mount point {at} does not exist"),
-            Some(libc::ENOTCONN) => {
-                format!("a dead mount is in the way at {at}; remove it with 'umount {at}'")
-            }
             _ => format!("the mount point {at}: {error}"),
         }
     })?;

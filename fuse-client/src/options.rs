@@ -28,7 +28,7 @@ Mount options (-o), besides those of every file system (ro, noatime, nosuid, …
   log-file=FILE                 [/var/log/mortar/MOUNTPOINT.log]
 GlusterFS's other mount options are accepted and have no effect.";
 
-/// The command line, as mount(8) calls a helper: `mount.mortar SPEC DIR [-nsv] [-o OPTIONS]`.
+/// The command line, as mount(8) calls a helper: `mount.mortar SPEC DIR [-fnsv] [-o OPTIONS]`.
 #[derive(Parser, Debug)]
 #[command(
     name = "mount.mortar",
@@ -45,8 +45,11 @@ pub struct CommandLine {
     #[arg(short = 'o', value_name = "OPTIONS")]
     pub options: Vec<String>,
     /// Stay in the foreground and log to standard error
-    #[arg(short = 'f', long)]
+    #[arg(short = 'F', long)]
     pub foreground: bool,
+    /// Read everything and mount nothing (mount(8) --fake)
+    #[arg(short = 'f', long)]
+    pub fake: bool,
     /// Do not write /etc/mtab (accepted from mount(8), nothing to do)
     #[arg(short = 'n')]
     pub no_mtab: bool,

@@ -26,3 +26,7 @@ pub mod control {
 ///
 /// 1: the first.
 pub const WIRE_VERSION: u32 = 1;
+
+/// Slots of a session: changes it can have under way at a time. Bricks keep the last result of each;
+/// a change in a slot beyond them is refused, since nothing would tell that it came twice.
+pub const SLOTS_PER_SESSION: u32 = 1024;

@@ -60,10 +60,18 @@ impl RawClient {
     /// When the brick closes the connection instead of answering.
     pub fn request(&mut self, op: op::Op) -> Result<Reply, FrameError> {
         self.seq += 1;
+        self.request_as((0, self.seq), op)
+    }
+
+    /// One operation under this (slot, seq) and its answer.
+    ///
+    /// # Errors
+    /// When the brick closes the connection instead of answering.
+    pub fn request_as(&mut self, (slot, seq): (u32, u64), op: op::Op) -> Result<Reply, FrameError> {
         let request = Request {
             session: self.session,
-            slot: 0,
-            seq: self.seq,
+            slot,
+            seq,
             epoch: None,
             caller: Some(Caller::default()),
             ops: vec![Op { op: Some(op) }],
@@ -75,6 +83,12 @@ impl RawClient {
     /// Asks for a regular file of that name in the root; the errno, 0 when it was made, or
     /// [`None`] when the request was called malformed or the connection was closed.
     pub fn create(&mut self, name: &[u8]) -> Option<i32> {
+        self.seq += 1;
+        self.create_as((0, self.seq), name)
+    }
+
+    /// [`RawClient::create`] under this (slot, seq).
+    pub fn create_as(&mut self, number: (u32, u64), name: &[u8]) -> Option<i32> {
         let create = Create {
             parent: Some(Gfid::ROOT),
             name: name.to_vec().into(),
@@ -87,7 +101,7 @@ impl RawClient {
             exclusive: true,
             ..Default::default()
         };
-        let reply = self.request(op::Op::Create(create)).ok()?;
+        let reply = self.request_as(number, op::Op::Create(create)).ok()?;
         reply.results.first().map(|result| result.errno)
     }
 

@@ -10,3 +10,4 @@ pub mod scale;
 pub mod simulator;
 pub mod stall;
 pub mod trees;
+pub mod users;

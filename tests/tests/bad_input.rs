@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use mortar_proto::SLOTS_PER_SESSION;
 use mortar_proto::data::Hello;
 use mortar_proto::frame::{HEADER_BYTES_MAX, Kind, MAGIC, PAYLOAD_BYTES_MAX, PREAMBLE_BYTES, send};
 use tests::cluster::{Cluster, Host, PORT, VOLUME, run};
@@ -254,6 +255,24 @@ fn mounts_of_nonsense() {
             .refused()
             .contains("attribute-timeout")
     );
+}
+
+/// Every slot that a client may use remembers its last result, so that a change that comes twice is
+/// made once; one beyond them would not, and is refused.
+#[test]
+fn every_slot_of_a_session_remembers_and_there_are_no_more() {
+    let cluster = Cluster::two_hosts();
+    let volume = cluster.volume(VOLUME);
+    let host = cluster.primary(VOLUME);
+    let mut client = RawClient::open(host, &volume);
+    for slot in [1, 63, 64, SLOTS_PER_SESSION - 1] {
+        let name = format!("in-slot-{slot}");
+        let twice = [1, 2].map(|_| client.create_as((slot, 1), name.as_bytes()));
+        assert_eq!(twice, [Some(0), Some(0)], "slot {slot}");
+    }
+    let beyond = (SLOTS_PER_SESSION, 1);
+    assert_eq!(client.create_as(beyond, b"in no slot"), None);
+    assert!(!cluster.brick("gfs01").join("in no slot").exists());
 }
 
 #[test]

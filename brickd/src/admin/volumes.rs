@@ -84,11 +84,10 @@ impl AdminService {
     }
 
     async fn make_volume(&self, making: Making, replica: u32) -> Result<String, Refusal> {
-        self.step(&making, PrepareStep::PrepareCheck).await?;
-        let limits = match self.step(&making, PrepareStep::PrepareMake).await {
-            Ok(limits) => limits,
-            Err(refusal) => return Err(self.undo(&making, refusal).await),
-        };
+        let limits = self.step(&making, PrepareStep::PrepareCheck).await?;
+        if let Err(refusal) = self.step(&making, PrepareStep::PrepareMake).await {
+            return Err(self.undo(&making, refusal).await);
+        }
         let volume = making.volume(replica, limits);
         match self
             .propose(What::CreateVolume(CreateVolume {
@@ -106,7 +105,8 @@ impl AdminService {
         }
     }
 
-    /// One step on all bricks at once; the first refusal in the order of the bricks counts.
+    /// One step on all bricks at once; the first refusal in the order of the bricks counts. Of a
+    /// check: what all of the bricks' disks can hold.
     async fn step(&self, making: &Making, step: PrepareStep) -> Result<Limits, Refusal> {
         let asks = making.planned.iter().map(|planned| async move {
             let named = |refusal: Refusal| {

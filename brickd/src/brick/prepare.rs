@@ -33,10 +33,11 @@ const EXT4_MAGIC: i64 = 0xef53;
 const XFS_MAGIC: i64 = 0x5846_5342;
 /// ext4 allows 65,000 links; one is the handle.
 const EXT4_LINKS_MAX: u32 = 64_999;
-/// Of an ext4 file with blocks of 4 KiB.
-const EXT4_FILE_BYTES_MAX: u64 = 17_592_186_040_320;
-/// ext4 keeps all xattrs of an object in one block, which ours and the ACLs share.
-const EXT4_XATTR_BYTES_MAX: u32 = 2_048;
+/// Of an ext4 file.
+const EXT4_FILE_BLOCKS_MAX: u64 = u32::MAX as u64;
+/// ext4 keeps all xattrs of an object in one block, which ours share: half of a block, but never
+/// more than this.
+const EXT4_XATTR_BYTES_MAX: u64 = 2_048;
 
 type Refusal = BrickError;
 
@@ -223,22 +224,21 @@ fn check_space(path: &Path, dir: &OwnedFd) -> Result<(), Refusal> {
 fn limits_of(path: &Path, dir: &OwnedFd) -> Result<Limits, Refusal> {
     let magic =
         file_system(dir).map_err(|error| failed(path, "its disk cannot be asked", error))?;
-    Ok(match magic {
-        EXT4_MAGIC => Limits {
-            links: EXT4_LINKS_MAX,
-            xattr_bytes: EXT4_XATTR_BYTES_MAX,
-            file_bytes: EXT4_FILE_BYTES_MAX,
-        },
-        XFS_MAGIC => Limits {
+    if magic == XFS_MAGIC {
+        return Ok(Limits {
             links: i32::MAX.unsigned_abs() - 1,
             xattr_bytes: xattr::XATTR_SIZE_MAX as u32,
             file_bytes: i64::MAX.unsigned_abs(),
-        },
-        _ => Limits {
-            links: EXT4_LINKS_MAX,
-            xattr_bytes: EXT4_XATTR_BYTES_MAX,
-            file_bytes: EXT4_FILE_BYTES_MAX,
-        },
+        });
+    }
+    // A disk that is not known is taken for the one with the narrowest limits.
+    let block_bytes = rustix::fs::fstatvfs(dir)
+        .map_err(|error| failed(path, "its disk cannot be asked", error))?
+        .f_bsize;
+    Ok(Limits {
+        links: EXT4_LINKS_MAX,
+        xattr_bytes: (block_bytes / 2).min(EXT4_XATTR_BYTES_MAX) as u32,
+        file_bytes: block_bytes.saturating_mul(EXT4_FILE_BLOCKS_MAX),
     })
 }
 

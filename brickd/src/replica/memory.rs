@@ -22,7 +22,7 @@ use mortar_proto::data::{Change, HeldLock, Lock, LockKind, Recorded, SessionStat
 
 pub use locks::{Deadlock, LOCKS_PER_OBJECT_MAX, LockOwner, Whole};
 pub use opens::OPENS_PER_SESSION_MAX;
-pub use results::{OPS_PER_REQUEST_MAX, SLOTS_PER_SESSION, Seen, recorded_of};
+pub use results::{OPS_PER_REQUEST_MAX, Seen, recorded_of};
 pub use sessions::{FENCES_MAX, SESSIONS_MAX, Standing};
 
 /// Whether sessions still tell a new primary what they have open.

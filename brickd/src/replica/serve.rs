@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mortar_common::{FsError, Gfid, SessionId, Signal};
+use mortar_proto::SLOTS_PER_SESSION;
 use mortar_proto::control::ClientState;
 use mortar_proto::data::op::Op as OpKind;
 use mortar_proto::data::{
@@ -203,6 +204,10 @@ impl Replica {
         }
         self.check_standing(request, session)?;
         let changes = !request.ops.iter().all(plan::is_read);
+        if changes && request.slot >= SLOTS_PER_SESSION {
+            let reason = "a slot beyond those of a session";
+            return Err(Unanswered::new(ReplyStatus::ReplyMalformed, reason));
+        }
         let _turn = changes.then(|| self.turns.take(request.session, request.slot, request.seq));
         if changes {
             self.lock_memory().begin(session, request.slot, request.seq);

@@ -15,8 +15,9 @@ use super::memory::Reclaim;
 use super::order::{NotDone, Origin};
 use super::{Replica, now_ms};
 
-/// A session that is silent for this long is expired and fenced.
-pub const SESSION_TIMEOUT: Duration = Duration::from_secs(10);
+/// A session that is silent for this long is expired and fenced. With the rounds in which that is
+/// seen, the locks of a client that was killed are gone within 10 s.
+pub const SESSION_TIMEOUT: Duration = Duration::from_secs(8);
 /// This process stood still when the sessions were not looked over for so long.
 const STOOD_STILL: Duration = Duration::from_secs(2);
 /// A new primary frees no orphan for this long: sessions may not have reclaimed their opens yet.

@@ -18,7 +18,8 @@ pub enum TimeChange {
     To(Timestamp),
 }
 
-/// What SETATTR changes. Nothing at all means: clear setuid, setgid and capabilities.
+/// What SETATTR changes. Nothing at all means: clear capabilities, and setuid and setgid unless root
+/// asks.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[allow(missing_docs)] // Named as in stat(2).
 pub struct AttrChange {
@@ -52,7 +53,8 @@ impl Fs {
     ///
     /// fuser 0.18 drops FATTR_KILL_SUIDGID: what the kernel means is told by who asks for what. A
     /// change of owner always clears setuid and setgid of a file, a change of size does so for an
-    /// ordinary user, and a request that sets nothing was sent for that alone.
+    /// ordinary user, and a request that sets nothing was sent before a write, for that alone; root's
+    /// writes take a capability only.
     pub fn setattr(
         &self,
         caller: Caller,
@@ -61,7 +63,8 @@ impl Fs {
     ) -> FsResult<(Attrs, Duration)> {
         let gfid = self.inodes.gfid(node)?;
         let chowns = change.uid.is_some() || change.gid.is_some();
-        let truncates = change.size.is_some() && is_ordinary(&caller);
+        let clears_only = change == AttrChange::default();
+        let kills = (change.size.is_some() || clears_only) && is_ordinary(&caller);
         let setattr = SetAttr {
             gfid: Some(gfid),
             mode: change.mode,
@@ -70,7 +73,8 @@ impl Fs {
             size: change.size,
             atime: change.atime.map(set_time),
             mtime: change.mtime.map(set_time),
-            kill_suidgid: chowns || truncates || change == AttrChange::default(),
+            kill_suidgid: chowns || kills,
+            drop_capability: clears_only,
         };
         let (result, sent_at) =
             self.change_op(caller, op::Op::Setattr(setattr), Effect::Repeatable)?;

@@ -46,8 +46,11 @@ impl Fs {
         let (from_gfid, to_gfid) = (self.inodes.gfid(from.0)?, self.inodes.gfid(to.0)?);
         let mut moved = self.names.get(from_gfid, from.1);
         let replaced = self.names.get(to_gfid, to.1);
-        let whiteout =
-            (how == RenameMode::RenameWhiteout).then(|| self.new_gfid(from_gfid, from.1));
+        let leaves_whiteout = matches!(
+            how,
+            RenameMode::RenameWhiteout | RenameMode::RenameWhiteoutNoreplace
+        );
+        let whiteout = leaves_whiteout.then(|| self.new_gfid(from_gfid, from.1));
         let mut rename = Rename {
             from_parent: Some(from_gfid),
             from_name: Bytes::copy_from_slice(from.1),

@@ -110,7 +110,11 @@ impl Fs {
         if let Some((attrs, _)) = self.inodes.fresh(node)
             && !attrs.has(kind)
         {
-            return Err(FsError::NoAttribute);
+            // Taking away an ACL that is not there is no error.
+            return match kind {
+                Presence::AclAccess | Presence::AclDefault => Ok(()),
+                _ => Err(FsError::NoAttribute),
+            };
         }
         let remove = RemoveXattr {
             gfid: Some(gfid),
@@ -142,6 +146,7 @@ fn presence_of(name: &[u8]) -> FsResult<Presence> {
         b"security.capability" => Ok(Presence::Capability),
         ACL_ACCESS => Ok(Presence::AclAccess),
         ACL_DEFAULT => Ok(Presence::AclDefault),
+        b"user." | b"security." | b"trusted." => Err(FsError::Invalid),
         _ if name.starts_with(b"user.") => Ok(Presence::User),
         _ if name.starts_with(b"security.") => Ok(Presence::Security),
         _ if name.starts_with(b"trusted.") => Ok(Presence::Trusted),
@@ -185,6 +190,7 @@ mod tests {
             Ok(Presence::Capability)
         );
         assert_eq!(presence_of(b"system.nfs4_acl"), Err(FsError::NotSupported));
+        assert_eq!(presence_of(b"user."), Err(FsError::Invalid));
     }
 
     #[test]

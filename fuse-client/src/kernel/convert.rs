@@ -160,6 +160,8 @@ pub fn rename_how(flags: RenameFlags) -> FsResult<RenameHow> {
         Ok(RenameHow::RenameExchange)
     } else if flags == RenameFlags::RENAME_WHITEOUT {
         Ok(RenameHow::RenameWhiteout)
+    } else if flags == RenameFlags::RENAME_WHITEOUT | RenameFlags::RENAME_NOREPLACE {
+        Ok(RenameHow::RenameWhiteoutNoreplace)
     } else {
         Err(FsError::Invalid)
     }

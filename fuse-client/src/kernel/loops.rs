@@ -17,6 +17,7 @@ use super::Adapter;
 use crate::cache::NodeId;
 use crate::fs::Fs;
 use crate::fs::notes::Kernel;
+use crate::mounts;
 use crate::options::{KernelFlag, ListingAttributes, MountOptions};
 
 /// Threads that read and serve requests.
@@ -88,7 +89,7 @@ pub fn mount(options: &MountOptions) -> Result<Mounted, LoopError> {
     rustix::mount::mount(
         options.source.as_str(),
         &options.mount_point,
-        "fuse.mortar",
+        mounts::FS_TYPE,
         mount_flags(options),
         data.as_c_str(),
     )
@@ -295,53 +296,11 @@ fn mount_flags(options: &MountOptions) -> MountFlags {
 
 /// Lets the kernel read ahead more than its 128 KiB. Where `/sys` cannot be written it stays so.
 fn read_ahead(mount_point: &Path) {
-    let Ok(table) = std::fs::read_to_string("/proc/self/mountinfo") else {
-        return;
-    };
-    let device = table.lines().rev().find_map(|line| {
-        let mut fields = line.split(' ');
-        let device = fields.nth(2)?;
-        let at = fields.nth(1)?;
-        (unescape(at) == mount_point.as_os_str().as_bytes()).then(|| device.to_owned())
-    });
-    if let Some(device) = device {
+    let device = mounts::at(mount_point).ok().flatten();
+    if let Some(mounts::Mount { device, .. }) = device {
         let file = format!("/sys/class/bdi/{device}/read_ahead_kb");
         if let Err(error) = std::fs::write(&file, READ_AHEAD_KB) {
             tracing::debug!("{file} stays as it is: {error}");
         }
-    }
-}
-
-/// mountinfo writes blanks, tabs, newlines and backslashes as three octal digits.
-fn unescape(text: &str) -> Vec<u8> {
-    let bytes = text.as_bytes();
-    let mut plain = Vec::with_capacity(bytes.len());
-    let mut at = 0;
-    while at < bytes.len() {
-        let octal = text
-            .get(at + 1..at + 4)
-            .and_then(|digits| u8::from_str_radix(digits, 8).ok());
-        match (bytes[at], octal) {
-            (b'\\', Some(byte)) => {
-                plain.push(byte);
-                at += 4;
-            }
-            (byte, _) => {
-                plain.push(byte);
-                at += 1;
-            }
-        }
-    }
-    plain
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn mountinfo_is_read_as_it_is_written() {
-        assert_eq!(unescape("/mnt/a\\040b\\134"), b"/mnt/a b\\");
-        assert_eq!(unescape("/mnt"), b"/mnt");
     }
 }

@@ -11,7 +11,7 @@ use super::{Session, Waiting};
 use crate::connection::Connection;
 use crate::view::{BrickAddress, Volume};
 
-/// A session expires after about 10 s of silence; this leaves room for nine lost messages.
+/// A session expires after about 8 s of silence; this leaves room for seven lost messages.
 const EVERY: Duration = Duration::from_secs(1);
 /// While no primary answers, the bricks are asked this often who it is.
 const EVERY_IN_TROUBLE: Duration = Duration::from_millis(200);

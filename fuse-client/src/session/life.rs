@@ -5,9 +5,8 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mortar_common::{FsError, SessionId, Signal};
+use mortar_proto::SLOTS_PER_SESSION;
 
-/// Changes in flight at a time. The kernel loop has 16 threads, each lock waiter needs one more.
-const SLOTS_MAX: u32 = 1024;
 /// A slot whose request was given up unanswered rests this long: the request may still arrive.
 const REST: Duration = Duration::from_secs(60);
 /// A caller that waits for a slot is asked this often whether it still wants to.
@@ -80,7 +79,7 @@ impl Slots {
     fn take(&mut self) -> Option<(u32, u64)> {
         let slot = match self.free.pop() {
             Some(slot) => slot,
-            None if (self.seqs.len() as u32) < SLOTS_MAX => {
+            None if (self.seqs.len() as u32) < SLOTS_PER_SESSION => {
                 self.seqs.push(0);
                 self.seqs.len() as u32 - 1
             }
@@ -147,7 +146,7 @@ mod tests {
     #[test]
     fn when_all_slots_are_taken_the_caller_decides_how_long_it_waits() {
         let life = Arc::new(Life::new());
-        let held: Vec<_> = (0..SLOTS_MAX)
+        let held: Vec<_> = (0..SLOTS_PER_SESSION)
             .map(|_| life.take_slot(|| Ok(())).unwrap())
             .collect();
         let refusal = life.take_slot(|| Err(FsError::TimedOut)).unwrap_err();

@@ -27,7 +27,7 @@ fn unmounting_ends_the_session_and_the_process() {
     // In the foreground, by SIGTERM.
     let options = format!("port={}", mount.fake.port_numbers[1]);
     let mut process = Command::new(PROGRAM)
-        .args(["-f", "127.0.0.1:/v01"])
+        .args(["--foreground", "127.0.0.1:/v01"])
         .arg(mount.root())
         .args(["-o", &options])
         .stderr(std::process::Stdio::null())

@@ -121,6 +121,14 @@ impl Mount {
         self.detach();
     }
 
+    /// SIGKILL of the client, and gone when this returns; the mount stays, dead.
+    pub fn kill_client(&self) {
+        signal_process(self.pid(), Signal::KILL);
+        wait_until(UNMOUNT_WITHIN, "the client ends after SIGKILL", || {
+            self.find_pid().is_none()
+        });
+    }
+
     fn detach(&mut self) {
         self.mounted = false;
         while mount_line(&self.path).is_some() {

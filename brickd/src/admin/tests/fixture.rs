@@ -423,7 +423,8 @@ impl LocalBricks for FakeBricks {
         };
         PrepareBrickReply {
             refusal,
-            limits: Some(folders.limits),
+            // As a brick does: who makes one has its limits from the check.
+            limits: (request.step() == PrepareStep::PrepareCheck).then_some(folders.limits),
         }
     }
 

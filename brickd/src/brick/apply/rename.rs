@@ -56,7 +56,9 @@ impl Inner {
         };
         match step.how() {
             RenameMode::RenameExchange => self.exchange(&from, &to, moved, step.replaced)?,
-            RenameMode::RenameWhiteout => self.rename_whiteout(stamp, step, &from, &to, moved)?,
+            RenameMode::RenameWhiteout | RenameMode::RenameWhiteoutNoreplace => {
+                self.rename_whiteout(stamp, step, &from, &to, moved)?
+            }
             RenameMode::RenameReplace | RenameMode::RenameNoreplace => {
                 self.rename_one(stamp, step, &from, &to, moved)?;
             }

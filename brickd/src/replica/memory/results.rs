@@ -2,11 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use mortar_proto::SLOTS_PER_SESSION;
 use mortar_proto::data::change::Step;
 use mortar_proto::data::{Change, Recorded};
 
-/// Slots of a session: requests it can have under way at a time.
-pub const SLOTS_PER_SESSION: u32 = 64;
 /// Operations of one request whose results are kept; a longer request breaks the protocol.
 pub const OPS_PER_REQUEST_MAX: u32 = 64;
 

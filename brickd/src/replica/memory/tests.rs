@@ -1,5 +1,6 @@
 use std::collections::BTreeMap;
 
+use mortar_proto::SLOTS_PER_SESSION;
 use mortar_proto::data::{
     CreateStep, FreeStep, LockStep, LockType, OpenStep, ReleaseStep, SessionEndStep,
     SessionOpenStep, UnlinkStep, WriteStep,

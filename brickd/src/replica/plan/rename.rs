@@ -28,7 +28,9 @@ pub(super) fn rename(op: &Rename, context: &Context<'_>) -> Result<Plan, PlanErr
     let looked = look(op, context)?;
     let target = looked.target.as_ref();
     match (looked.how, target) {
-        (RenameMode::RenameNoreplace, Some(_)) => return Err(FsError::Exists.into()),
+        (RenameMode::RenameNoreplace | RenameMode::RenameWhiteoutNoreplace, Some(_)) => {
+            return Err(FsError::Exists.into());
+        }
         (RenameMode::RenameExchange, None) => return Err(FsError::NotFound.into()),
         _ => {}
     }
@@ -136,7 +138,12 @@ impl Looked<'_> {
 
     fn step(&self, mut touched: Vec<Gfid>, context: &Context<'_>) -> Result<Plan, PlanError> {
         let mut bytes = 0;
-        let whiteout = match self.how {
+        // That the name was free is seen by now.
+        let how = match self.how {
+            RenameMode::RenameWhiteoutNoreplace => RenameMode::RenameWhiteout,
+            how => how,
+        };
+        let whiteout = match how {
             RenameMode::RenameWhiteout => {
                 let gfid = self.op.whiteout.ok_or(FsError::Invalid)?;
                 context.check_new_gfid(gfid, self.from_parent, &self.op.from_name)?;
@@ -165,7 +172,7 @@ impl Looked<'_> {
             to_name: self.op.to_name.clone(),
             replaced,
             replaced_orphan,
-            how: self.op.how,
+            how: how.into(),
             whiteout,
             moves_directory: self.moves_directory(),
         };

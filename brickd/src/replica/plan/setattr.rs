@@ -24,7 +24,7 @@ pub(super) fn setattr(op: &SetAttr, context: &Context<'_>) -> Result<Planned, Pl
     let (after_kill, drop_capability) = if op.kill_suidgid || chowned {
         killed(&object, object.mode)
     } else {
-        (None, false)
+        (None, op.drop_capability && killed(&object, object.mode).1)
     };
     let asked_mode = op
         .mode

@@ -232,6 +232,14 @@ fn what_is_not_cleared() {
     set.try_with(OpKind::Write(write_op(root, 0, 1)), b"x")
         .unwrap();
     assert_eq!(set.object(root).mode, FILE | 0o6777);
+    // The capability alone, which a write by root takes.
+    set.done(OpKind::Setattr(SetAttr {
+        gfid: Some(root),
+        drop_capability: true,
+        ..Default::default()
+    }));
+    let after = set.object(root);
+    assert_eq!((after.mode, after.presence), (FILE | 0o6777, 0));
 }
 
 #[test]

@@ -340,6 +340,11 @@ fn renames_that_exchange_or_leave_a_whiteout() {
     let mut whiteout = rename_op((root, "f"), (root, "moved"), RenameMode::RenameWhiteout);
     set.refused(OpKind::Rename(whiteout.clone()), FsError::Invalid);
     whiteout.whiteout = Some(pick(root, b"f"));
+    let mut onto = whiteout.clone();
+    onto.set_how(RenameMode::RenameWhiteoutNoreplace);
+    onto.to_name = "d".into();
+    set.refused(OpKind::Rename(onto), FsError::Exists);
+    whiteout.set_how(RenameMode::RenameWhiteoutNoreplace);
     set.done(OpKind::Rename(whiteout));
     assert_eq!(set.store.lookup(root, b"f").unwrap().mode, libc::S_IFCHR);
 }

@@ -3,8 +3,9 @@
 mod events;
 mod ports;
 mod report;
+mod split;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,8 @@ use mortar_proto::control::{
 use mortar_proto::data::{EpochRef, Goodbye, Hello};
 use mortar_proto::registry::{self as reg, BrickStatus, View, Volume, VolumeStatus};
 use tracing::{error, info};
+
+pub use report::SPLIT_WORDS;
 
 use crate::admin::options::Options;
 use crate::brick::{Brick, BrickIdentity, HealSource, Reserve};
@@ -54,6 +57,8 @@ pub struct BrickHost {
     holds: Mutex<HashMap<BrickId, Weak<()>>>,
     /// Which process each peer last showed, so that its goodbye can be told from an older one's.
     processes: Mutex<HashMap<PeerId, Incarnation>>,
+    /// Bricks that merge what they changed alone.
+    merging: Mutex<HashSet<BrickId>>,
     stop: crate::link::Stop,
     /// Wakes the thread that follows the registry, to end.
     wake: tokio::sync::Notify,
@@ -90,6 +95,7 @@ impl BrickHost {
             problems: Mutex::default(),
             holds: Mutex::default(),
             processes: Mutex::default(),
+            merging: Mutex::default(),
             stop: crate::link::Stop::default(),
             wake: tokio::sync::Notify::new(),
             follower: Mutex::default(),
@@ -229,6 +235,7 @@ impl BrickHost {
                     if let Some(set) = view_of_set(view, volume, replica.setting().set, false) {
                         replica.view(set);
                     }
+                    self.look_after_split(volume, &replica);
                 }
                 None if self.still_ends(BrickId(brick.id)) => adopted = Adopted::SomeStillEnd,
                 None => self.start_brick(view, volume, brick),
@@ -315,11 +322,7 @@ impl BrickHost {
             set: set.index,
             folder: std::path::PathBuf::from(&brick.path),
             limits: volume.limits.unwrap_or_default(),
-            timing: Timing {
-                ping_timeout_ms: options.ping_timeout_ms,
-                stall_timeout_ms: options.stall_timeout_ms,
-                ..Timing::default()
-            },
+            timing: Timing::with_timeouts(options.ping_timeout_ms, options.stall_timeout_ms),
         };
         let ports = ports::SetPorts::new(self, &volume.name, set.index);
         let replica = Replica::start(

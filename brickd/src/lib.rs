@@ -1,7 +1,7 @@
 //! Mortar's server and command line.
 //!
 //! Layers, lowest first: [`brick`] (one folder on one disk), [`replica`] (order, sessions,
-//! failover), [`heal`], [`link`] (what peers know of each other), [`registry`] (who and what is in
+//! failover), [`heal`], [`split`] (two sides that both went on alone), [`link`] (what peers know of each other), [`registry`] (who and what is in
 //! the pool), [`host`] (all bricks of this host), [`admin`] (commands), [`cli`].
 
 pub mod admin;
@@ -13,3 +13,4 @@ pub mod host;
 pub mod link;
 pub mod registry;
 pub mod replica;
+pub mod split;

@@ -25,6 +25,7 @@ pub mod recover;
 pub mod serve;
 pub mod sessions;
 pub mod space;
+pub mod split;
 pub mod streams;
 pub mod timers;
 
@@ -50,6 +51,7 @@ use self::memory::Memory;
 use self::pending::{Pending, Stage};
 use self::recover::Tail;
 use self::serve::Turns;
+use self::split::Conflicts;
 use self::streams::Streams;
 use crate::brick::HealSource;
 use crate::link::Stop;
@@ -115,6 +117,7 @@ pub struct Replica {
     tail: Tail,
     follower: follow::Follower,
     healing: healing::Healing,
+    conflicts: Conflicts,
     /// Last time given to a change, ns since 1970.
     last_time_ns: Mutex<i128>,
     /// Id of the last query that each copy has answered.
@@ -166,6 +169,7 @@ impl Replica {
             tail: Tail::default(),
             follower: follow::Follower::default(),
             healing: healing::Healing::default(),
+            conflicts: Conflicts::default(),
             last_time_ns: Mutex::new(0),
             answered_queries: Mutex::default(),
             stored_epoch: Mutex::new(stored.epoch.as_ref().map_or(0, |epoch| epoch.number)),
@@ -365,6 +369,7 @@ impl Replica {
             _ => info!(volume, brick, epoch = number, in_sync, ?role, "role"),
         }
         self.look_after_partners(&epoch);
+        self.conflicts.forget();
         if *role == Role::Primary {
             self.begin_as_primary();
         }

@@ -74,6 +74,9 @@ pub enum FsError {
     Quota,
     #[error("out of memory")]
     NoMemory,
+    /// Never seen by an application: the answer to who merges two sides of a split.
+    #[error("changed by both sides of a split")]
+    ChangedByBoth,
 }
 
 impl FsError {
@@ -114,6 +117,7 @@ impl FsError {
             FsError::TimedOut => libc::ETIMEDOUT,
             FsError::Quota => libc::EDQUOT,
             FsError::NoMemory => libc::ENOMEM,
+            FsError::ChangedByBoth => libc::EREMCHG,
         }
     }
 
@@ -153,6 +157,7 @@ impl FsError {
             libc::ETIMEDOUT => FsError::TimedOut,
             libc::EDQUOT => FsError::Quota,
             libc::ENOMEM => FsError::NoMemory,
+            libc::EREMCHG => FsError::ChangedByBoth,
             _ => FsError::Io,
         }
     }

@@ -27,6 +27,8 @@ pub struct Gfid {
 impl Gfid {
     /// The root directory of every volume.
     pub const ROOT: Gfid = Gfid { hi: 0, lo: 1 };
+    /// The folder [`crate::name::SPLIT_DIR`] of every volume that has one.
+    pub const SPLIT: Gfid = Gfid { hi: 0, lo: 2 };
 
     /// Puts an id together. `clock_us` is cut to 50 bits.
     pub fn new(slot: Slot, clock_us: u64, random: u64) -> Self {

@@ -8,6 +8,9 @@ pub const NAME_BYTES_MAX: usize = 255;
 pub const VOLUME_NAME_BYTES_MAX: usize = 255;
 /// The brick's own folder in its root: no client can name it.
 pub const PRIVATE_DIR: &str = ".mortar";
+/// The folder in a volume's root that holds the other side's version of each file that both sides
+/// of a split changed.
+pub const SPLIT_DIR: &str = ".split-brain";
 
 /// Checks the last component of a path: 1 to 255 bytes, no `/`, no NUL, neither `.` nor `..`.
 /// Newlines and bytes that are not UTF-8 are names like any other.

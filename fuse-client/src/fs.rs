@@ -27,7 +27,7 @@ use bytes::Bytes;
 use mortar_common::ids::GfidMaker;
 use mortar_common::placement::name_slot;
 use mortar_common::{FsError, Gfid};
-use mortar_proto::data::{Caller, Object, Op, Result as OpResult, op};
+use mortar_proto::data::{Caller, Object, Op, Result as OpResult, SplitWork, op};
 
 use crate::cache::{Attrs, Inodes, Names, NodeId};
 use crate::options::{ListingAttributes, PageCache};
@@ -161,6 +161,7 @@ impl Fs {
             ops,
             payload,
             effect,
+            split: SplitWork::SplitNone,
         })?;
         for result in &answer.results {
             for object in &result.objects {

@@ -13,7 +13,9 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use mortar_common::FsError;
-use mortar_proto::data::{Caller, EpochRef, Op, Reply, ReplyStatus, Request, Result as OpResult};
+use mortar_proto::data::{
+    Caller, EpochRef, Op, Reply, ReplyStatus, Request, Result as OpResult, SplitWork,
+};
 
 use crate::connection::{Connection, Lost};
 use crate::view::{BrickAddress, ViewWatch, Volume, VolumeView};
@@ -56,6 +58,8 @@ pub struct Call<'a> {
     pub payload: &'a [u8],
     /// What sending it twice would do.
     pub effect: Effect,
+    /// What it has to do with a split; nothing, for a mount.
+    pub split: SplitWork,
 }
 
 /// The primary's answer to a [`Call`].
@@ -207,6 +211,7 @@ impl Session {
         let mut request = Request {
             caller: Some(call.caller),
             ops: call.ops,
+            split_work: call.split.into(),
             ..Default::default()
         };
         let mut tries = Tries::default();
@@ -250,6 +255,7 @@ impl Session {
             ops: vec![session_close()],
             payload: &[],
             effect: Effect::Repeatable,
+            split: SplitWork::SplitNone,
         };
         let waiting = Waiting::until(Instant::now() + CLOSE_WAIT);
         if let Err(error) = self.call_while(call, &waiting) {

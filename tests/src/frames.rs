@@ -75,6 +75,7 @@ impl RawClient {
             epoch: None,
             caller: Some(Caller::default()),
             ops: vec![Op { op: Some(op) }],
+            ..Default::default()
         };
         frame::send(&mut self.stream, Kind::Request, &request, &[])?;
         frame::receive(&mut self.stream)?.decode()

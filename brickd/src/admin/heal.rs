@@ -4,13 +4,15 @@ use std::collections::HashMap;
 
 use futures::future::join_all;
 use mortar_proto::control::{
-    BrickHeal, Done, HealAction, VolumeHealReply, VolumeHealRequest, VolumeSetRequest,
+    BrickHeal, BrickState, Done, HealAction, VolumeHealReply, VolumeHealRequest, VolumeSetRequest,
 };
 use mortar_proto::registry::{Peer, View, Volume, VolumeStatus};
 
 use super::options::{Options, SELF_HEAL_KEY, SelfHeal};
 use super::reach::holders;
+use super::volumes::find_brick;
 use super::{AdminService, Refusal};
+use crate::host::SPLIT_WORDS;
 
 /// What stands for a brick whose host gives no answer, as `heal info` prints it.
 const NOT_CONNECTED: &str = "Transport endpoint is not connected";
@@ -43,6 +45,9 @@ impl AdminService {
         let value = match action {
             HealAction::HealEnable => "on",
             HealAction::HealDisable => "off",
+            HealAction::HealSplitLatestMtime
+            | HealAction::HealSplitBiggerFile
+            | HealAction::HealSplitSourceBrick => return self.settle_split(&volume, request).await,
             _ => return self.ask_bricks(&volume, action, request).await,
         };
         let options = HashMap::from([(SELF_HEAL_KEY.to_owned(), value.to_owned())]);
@@ -59,6 +64,42 @@ impl AdminService {
             }),
             bricks: Vec::new(),
         })
+    }
+
+    /// `volume heal V split-brain …`: about a file, about every file in conflict, or, when the two
+    /// sides are not merged, about the whole volume.
+    async fn settle_split(
+        &self,
+        volume: &Volume,
+        mut request: VolumeHealRequest,
+    ) -> Result<VolumeHealReply, Refusal> {
+        let view = self.registry.view();
+        let mut at = self.registry.local();
+        if request.action() == HealAction::HealSplitSourceBrick {
+            let spec = request.brick.parse()?;
+            let brick = find_brick(&view, volume, &spec).ok_or_else(|| {
+                Refusal(format!(
+                    "\"{spec}\"- No such brick available in the volume."
+                ))
+            })?;
+            request.brick_id = brick.id;
+            let states = self.brick_states(&view, &volume.name).await;
+            let apart = |state: &BrickState| state.detail.starts_with(SPLIT_WORDS);
+            if request.argument.is_empty() && states.values().any(apart) {
+                request.set_action(HealAction::HealSplitTrust);
+                at = view.peers.get(&brick.peer).cloned().ok_or_else(|| {
+                    Refusal::new("the brick's host is no peer of this pool any more")
+                })?;
+            }
+        }
+        let trusts = request.action() == HealAction::HealSplitTrust;
+        let mut reply = self.heal_at(&at, request).await?;
+        if trusts && let Some(done) = &mut reply.done {
+            done.message = "the volume goes on with this brick; the others are healed from it, \
+                            and what they changed alone is given up"
+                .to_owned();
+        }
+        Ok(reply)
     }
 
     async fn ask_bricks(

@@ -4,6 +4,7 @@
 use mortar_proto::registry::Volume;
 
 use super::Refusal;
+use crate::split::decide::{Favorite, Unit};
 
 /// What values an option takes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,6 +19,8 @@ pub enum Kind {
     Count,
     /// `on` or `off` (also enable, disable, yes, no, true, false, 1, 0).
     Switch,
+    /// One of these words; its number is its place among them.
+    Word(&'static [&'static str]),
 }
 
 /// One option. Numbers are in the unit of its kind.
@@ -94,12 +97,31 @@ const READDIR_MEMORY: Spec = Spec {
     sentence: "Memory of a brick for sorted directory listings; beyond it they take several passes.",
 };
 
+const FAVORITE_CHILD: Spec = Spec {
+    key: "cluster.favorite-child-policy",
+    kind: Kind::Word(&["none", "size", "ctime", "mtime", "majority"]),
+    min: 0,
+    max: 4,
+    default: "none",
+    sentence: "Which version of a file that both sides of a split changed is taken without asking.",
+};
+const SPLIT_UNIT: Spec = Spec {
+    key: "cluster.split-unit",
+    kind: Kind::Word(&["file", "volume"]),
+    min: 0,
+    max: 1,
+    default: "file",
+    sentence: "What is decided at once after a split; with volume nothing is merged (databases).",
+};
+
 /// Every option there is, in the order `volume set help` shows them.
 pub const TABLE: &[Spec] = &[
     PING_TIMEOUT,
     STALL_TIMEOUT,
     RESERVE,
     SELF_HEAL,
+    FAVORITE_CHILD,
+    SPLIT_UNIT,
     IO_TIMEOUT,
     INODE_LIMIT,
     READDIR_MEMORY,
@@ -129,6 +151,10 @@ pub struct Options {
     pub reserve_percent: u64,
     /// `cluster.self-heal-daemon`.
     pub self_heal: SelfHeal,
+    /// `cluster.favorite-child-policy`.
+    pub favorite_child: Favorite,
+    /// `cluster.split-unit`.
+    pub split_unit: Unit,
     /// `client.io-timeout`; `None` = wait.
     pub io_timeout_ms: Option<u64>,
     /// `client.inode-limit`.
@@ -150,6 +176,17 @@ impl Options {
                 SelfHeal::On
             } else {
                 SelfHeal::Off
+            },
+            favorite_child: match value(&FAVORITE_CHILD) {
+                1 => Favorite::Size,
+                2 => Favorite::Ctime,
+                3 => Favorite::Mtime,
+                4 => Favorite::Majority,
+                _ => Favorite::None,
+            },
+            split_unit: match value(&SPLIT_UNIT) {
+                1 => Unit::Volume,
+                _ => Unit::File,
             },
             io_timeout_ms: (io_timeout_secs > 0).then_some(io_timeout_secs * 1000),
             inode_limit: value(&INODE_LIMIT),
@@ -202,6 +239,10 @@ impl Spec {
             Kind::Bytes => number(text, BYTE_UNITS),
             Kind::Count => number(text, &[]),
             Kind::Switch => switch(text),
+            Kind::Word(words) => {
+                let at = words.iter().position(|word| *word == text.trim());
+                at.map(|at| at as u64)
+            }
         };
         match read {
             Some(value) if (self.min..=self.max).contains(&value) => Ok(value),
@@ -218,6 +259,7 @@ impl Spec {
     pub fn range(&self) -> String {
         match self.kind {
             Kind::Switch => "on or off".to_owned(),
+            Kind::Word(words) => words.join(", "),
             Kind::Bytes => format!("{} to {} bytes", bytes_text(self.min), bytes_text(self.max)),
             _ => format!("{} to {}{}", self.min, self.max, self.unit_suffix()),
         }
@@ -231,6 +273,7 @@ impl Spec {
             Kind::Bytes => "bytes",
             Kind::Count => "number",
             Kind::Switch => "on/off",
+            Kind::Word(_) => "word",
         }
     }
 
@@ -238,7 +281,7 @@ impl Spec {
         match self.kind {
             Kind::Seconds => " seconds",
             Kind::Percent => " percent",
-            Kind::Bytes | Kind::Count | Kind::Switch => "",
+            Kind::Bytes | Kind::Count | Kind::Switch | Kind::Word(_) => "",
         }
     }
 
@@ -338,6 +381,8 @@ mod tests {
         assert_eq!(options.stall_timeout_ms, 20_000);
         assert_eq!(options.reserve_percent, 1);
         assert_eq!(options.self_heal, SelfHeal::On);
+        assert_eq!(options.favorite_child, Favorite::None);
+        assert_eq!(options.split_unit, Unit::File);
         assert_eq!(options.io_timeout_ms, None);
         assert_eq!(options.inode_limit, 500_000);
         assert_eq!(options.readdir_memory_bytes, 64 << 20);
@@ -352,6 +397,8 @@ mod tests {
             ("cluster.self-heal-daemon", "disable"),
             ("client.io-timeout", "2min"),
             ("brick.readdir-memory", "128MB"),
+            ("cluster.favorite-child-policy", "mtime"),
+            ("cluster.split-unit", "volume"),
             ("client.inode-limit", "unreadable"),
         ] {
             volume.options.insert(key.to_owned(), text.to_owned());
@@ -360,6 +407,8 @@ mod tests {
         assert_eq!(options.ping_timeout_ms, 10_000);
         assert_eq!(options.reserve_percent, 5);
         assert_eq!(options.self_heal, SelfHeal::Off);
+        assert_eq!(options.favorite_child, Favorite::Mtime);
+        assert_eq!(options.split_unit, Unit::Volume);
         assert_eq!(options.io_timeout_ms, Some(120_000));
         assert_eq!(options.readdir_memory_bytes, 128 << 20);
         assert_eq!(options.inode_limit, 500_000);

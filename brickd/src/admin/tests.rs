@@ -42,7 +42,7 @@ fn heal(name: &str, action: HealAction) -> VolumeHealRequest {
     VolumeHealRequest {
         volume: name.to_owned(),
         action: action.into(),
-        argument: String::new(),
+        ..Default::default()
     }
 }
 

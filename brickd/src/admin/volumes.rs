@@ -490,7 +490,11 @@ impl Making {
     }
 }
 
-fn find_brick<'a>(view: &View, volume: &'a Volume, spec: &BrickSpec) -> Option<&'a Brick> {
+pub(super) fn find_brick<'a>(
+    view: &View,
+    volume: &'a Volume,
+    spec: &BrickSpec,
+) -> Option<&'a Brick> {
     volume.bricks.iter().find(|brick| {
         let host = view
             .peers

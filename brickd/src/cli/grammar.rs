@@ -219,7 +219,7 @@ pub enum VolumeCommand {
     },
     /// Heal copies that lack changes, or show what is pending
     #[command(
-        override_usage = "mortar volume heal <NAME> [full|enable|disable|info [summary|split-brain]|statistics heal-count]"
+        override_usage = "mortar volume heal <NAME> [full|enable|disable|info [summary|split-brain]|split-brain {latest-mtime FILE|bigger-file FILE|source-brick HOST:BRICK [FILE]}|statistics heal-count]"
     )]
     Heal {
         /// The volume's name

@@ -15,12 +15,12 @@ const CONNECTED: &str = "Connected";
 /// Runs `volume heal V …`.
 pub async fn run(name: String, words: &[String], session: &Session<'_>) -> Result<Report, Failure> {
     check_name("volume heal", &name)?;
-    let action = keywords::heal(words)?;
+    let asked = keywords::heal(words)?;
+    let action = asked.action();
     let mut client = session.client().await?;
     let request = VolumeHealRequest {
         volume: name.clone(),
-        action: action.into(),
-        argument: String::new(),
+        ..asked
     };
     let reply = session.call(client.volume_heal(request)).await?;
     let done = reply.done.clone().unwrap_or_default();
@@ -29,6 +29,12 @@ pub async fn run(name: String, words: &[String], session: &Session<'_>) -> Resul
         HealAction::HealFull => launched(&name, "full self heal", done),
         HealAction::HealEnable => switched("Enable", &name, done),
         HealAction::HealDisable => switched("Disable", &name, done),
+        HealAction::HealSplitLatestMtime
+        | HealAction::HealSplitBiggerFile
+        | HealAction::HealSplitSourceBrick => match done.failed {
+            true => Err(Failure(done.message)),
+            false => Ok(Report::words(format!("{}\n", done.message))),
+        },
         _ if done.failed => Err(Failure(format!(
             "volume heal: {name}: failed: {}",
             done.message
@@ -117,7 +123,7 @@ fn summary(text: &mut String, brick: &BrickHeal) {
 
 fn split_brain(text: &mut String, brick: &BrickHeal) {
     for entry in brick.entries.iter().filter(|entry| entry.split_brain) {
-        let _ = writeln!(text, "{} ", shown(entry));
+        let _ = writeln!(text, "{} {}", shown(entry), origin(entry));
     }
     let _ = writeln!(text, "Status: {}", brick.status);
     let count = number(brick, brick.split_brain);
@@ -158,6 +164,14 @@ fn remark(entry: &HealEntry) -> String {
         (true, _) => "- Possibly undergoing heal".to_owned(),
         (false, "") => String::new(),
         (false, why) => format!("- {why}"),
+    }
+}
+
+/// Where the other version of a file in split-brain is.
+fn origin(entry: &HealEntry) -> String {
+    match entry.why.as_str() {
+        "" => String::new(),
+        why => format!("- {why}"),
     }
 }
 

@@ -1,7 +1,7 @@
 //! gluster's keyword grammar: what follows a volume's name.
 
 use mortar_common::name::volume_name_refusal;
-use mortar_proto::control::{HealAction, VolumeCreateRequest};
+use mortar_proto::control::{HealAction, VolumeCreateRequest, VolumeHealRequest};
 
 use super::Failure;
 use crate::admin::BrickSpec;
@@ -115,18 +115,25 @@ pub fn status(words: &[String]) -> Result<(Option<&str>, StatusView), Failure> {
     }
 }
 
-/// What `volume heal V …` asks for.
-pub fn heal(words: &[String]) -> Result<HealAction, Failure> {
+/// What `volume heal V …` asks for, of no volume yet.
+pub fn heal(words: &[String]) -> Result<VolumeHealRequest, Failure> {
+    let plain = |action: HealAction| {
+        Ok(VolumeHealRequest {
+            action: action.into(),
+            ..Default::default()
+        })
+    };
     match strs(words)[..] {
-        [] => Ok(HealAction::HealLaunch),
-        ["full"] => Ok(HealAction::HealFull),
-        ["enable"] => Ok(HealAction::HealEnable),
-        ["disable"] => Ok(HealAction::HealDisable),
-        ["info"] => Ok(HealAction::HealInfo),
-        ["info", "summary"] => Ok(HealAction::HealInfoSummary),
-        ["info", "split-brain"] => Ok(HealAction::HealInfoSplitBrain),
-        ["statistics", "heal-count"] => Ok(HealAction::HealCount),
+        [] => plain(HealAction::HealLaunch),
+        ["full"] => plain(HealAction::HealFull),
+        ["enable"] => plain(HealAction::HealEnable),
+        ["disable"] => plain(HealAction::HealDisable),
+        ["info"] => plain(HealAction::HealInfo),
+        ["info", "summary"] => plain(HealAction::HealInfoSummary),
+        ["info", "split-brain"] => plain(HealAction::HealInfoSplitBrain),
+        ["statistics", "heal-count"] => plain(HealAction::HealCount),
         ["statistics"] => Err(Failure("'statistics' takes 'heal-count'".to_owned())),
+        ["split-brain", ref how @ ..] => split_brain(how),
         _ => Err(unrecognized(
             words,
             &[
@@ -139,6 +146,28 @@ pub fn heal(words: &[String]) -> Result<HealAction, Failure> {
                 "statistics",
                 "heal-count",
             ],
+        )),
+    }
+}
+
+fn split_brain(how: &[&str]) -> Result<VolumeHealRequest, Failure> {
+    let request = |action: HealAction, brick: &str, file: &str| {
+        Ok(VolumeHealRequest {
+            action: action.into(),
+            brick: brick.to_owned(),
+            argument: file.to_owned(),
+            ..Default::default()
+        })
+    };
+    match how {
+        ["latest-mtime", file] => request(HealAction::HealSplitLatestMtime, "", file),
+        ["bigger-file", file] => request(HealAction::HealSplitBiggerFile, "", file),
+        ["source-brick", brick] => request(HealAction::HealSplitSourceBrick, brick, ""),
+        ["source-brick", brick, file] => request(HealAction::HealSplitSourceBrick, brick, file),
+        _ => Err(Failure(
+            "'split-brain' takes 'latest-mtime FILE', 'bigger-file FILE' or \
+             'source-brick HOST:BRICK [FILE]'"
+                .to_owned(),
         )),
     }
 }

@@ -7,6 +7,7 @@
 //! between, and is not applied there, makes it pending again. So that number is the mark's
 //! counter.
 
+mod alone;
 mod carried;
 
 use std::collections::{BTreeMap, BinaryHeap};
@@ -16,6 +17,8 @@ use mortar_common::Gfid;
 use mortar_proto::data::Change;
 
 use super::links::{Held, Links};
+pub use alone::Link;
+
 use super::ranges::{RangeValue, Ranges};
 use super::record::{MarkRecord, NameMark, RangeMark};
 use super::touch::{Lacks, TO_THE_END, Touch, each_touch};
@@ -281,30 +284,9 @@ impl Marks {
 
     /// Takes in marks that were written down, or another copy's worth of them.
     pub fn restore(&mut self, from: &MarkRecord) {
-        let mut again = MarkRecord::default();
-        if from.everything {
-            self.mark_everything(&mut again);
-        }
+        self.take_in(from, &mut MarkRecord::default());
         if from.compared.is_some() && self.everything.is_some() {
             self.compared = from.compared;
-        }
-        for gfid in &from.objects {
-            self.mark(Touch::Object(*gfid, Lacks::Attributes), &mut again);
-        }
-        for gfid in &from.listings {
-            self.mark_listing(*gfid, &mut again);
-        }
-        for NameMark { parent, name } in &from.names {
-            if let Some(parent) = parent {
-                self.mark(Touch::Name(*parent, name, Held::Unknown), &mut again);
-            }
-        }
-        for RangeMark { gfid, start, end } in &from.ranges {
-            if let Some(gfid) = gfid
-                && start < end
-            {
-                self.mark(Touch::Bytes(*gfid, *start..*end), &mut again);
-            }
         }
     }
 

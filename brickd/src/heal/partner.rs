@@ -130,6 +130,14 @@ impl PartnerMarks {
         self.edit(|marks, record| marks.mark_everything(record))
     }
 
+    /// Marks what a copy says that it changed alone.
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn take_in(&self, record: &MarkRecord) -> Result<(), BrickError> {
+        self.edit(|marks, new| marks.take_in(record, new))
+    }
+
     /// Makes all marks durable. To be called before an fsync is acknowledged.
     ///
     /// # Errors

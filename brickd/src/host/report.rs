@@ -13,6 +13,9 @@ use super::BrickHost;
 use crate::replica::Replica;
 use crate::replica::core::Role;
 
+/// With what the detail of a copy begins that is closed because both sides went on alone.
+pub const SPLIT_WORDS: &str = "split-brain";
+
 pub(super) fn states(host: &BrickHost, volume: &str) -> Vec<BrickState> {
     let view = host.registry.view();
     let me = host.registry.local();
@@ -74,7 +77,7 @@ fn describe_replica(state: &mut BrickState, replica: &Arc<Replica>) {
         Role::Primary => (CopyRole::CopyPrimary, String::new()),
         Role::Split => (
             CopyRole::CopyOut,
-            "split-brain: both sides went on alone; this copy is kept as it is".to_owned(),
+            format!("{SPLIT_WORDS}: both sides went on alone; this copy is kept as it is"),
         ),
         Role::Stopped(words) => {
             state.online = false;
@@ -126,6 +129,9 @@ pub(super) fn heal(host: &BrickHost, request: &VolumeHealRequest) -> VolumeHealR
         };
     };
     let mut bricks = Vec::new();
+    if decides(request.action()) {
+        return host.decide(request);
+    }
     for replica in local_replicas(host, volume) {
         match request.action() {
             HealAction::HealLaunch => replica.launch_heal(false),
@@ -136,12 +142,29 @@ pub(super) fn heal(host: &BrickHost, request: &VolumeHealRequest) -> VolumeHealR
             | HealAction::HealInfoSummary
             | HealAction::HealInfoSplitBrain
             | HealAction::HealCount => bricks.push(report(host, volume, &replica)),
+            HealAction::HealSplitTrust if replica.setting().me.0 == request.brick_id => {
+                replica.trust();
+            }
+            HealAction::HealSplitTrust => {}
+            HealAction::HealSplitLatestMtime
+            | HealAction::HealSplitBiggerFile
+            | HealAction::HealSplitSourceBrick => {}
         }
     }
     VolumeHealReply {
         done: Some(Done::default()),
         bricks,
     }
+}
+
+/// Whether the command decides about files: that needs no brick of this host.
+fn decides(action: HealAction) -> bool {
+    matches!(
+        action,
+        HealAction::HealSplitLatestMtime
+            | HealAction::HealSplitBiggerFile
+            | HealAction::HealSplitSourceBrick
+    )
 }
 
 fn local_replicas(host: &BrickHost, volume: &Volume) -> Vec<Arc<Replica>> {
@@ -162,6 +185,10 @@ fn report(host: &BrickHost, volume: &Volume, replica: &Arc<Replica>) -> BrickHea
         .find(|brick| brick.id == replica.setting().me.0)
         .map(|brick| brick.path.clone())
         .unwrap_or_default();
+    let split = replica.split_entries();
+    report.total += split.len() as u64;
+    report.split_brain = split.len() as u64;
+    report.entries.splice(0..0, split);
     report.status = "Connected".to_owned();
     report
 }

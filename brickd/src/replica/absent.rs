@@ -3,8 +3,13 @@
 //! While a partner is in sync, [`Recent`] lists what changed since its last confirmed sync. When
 //! it goes out, that list becomes its marks, and from then on every change is marked before it is
 //! acknowledged. While this primary heals it, [`PartnerMarks::judge`] decides change by change.
+//!
+//! With two voters the partner may have gone on alone too. Then it counts what this copy changed
+//! since, and not what the partner merely may lack: that is kept beside the marks ([`alone`]).
 
-use std::collections::HashMap;
+mod alone;
+
+use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -28,6 +33,8 @@ struct Inner {
     recent: Recent,
     partners: HashMap<BrickId, Partner>,
     synced_here: u64,
+    /// Sessions that bring what the other side of a split changed.
+    merging: HashSet<u64>,
 }
 
 /// One other copy.
@@ -41,6 +48,8 @@ struct Partner {
     noted_after: Option<u64>,
     /// What it lacks; `None` = it is in sync, as far as this copy knows.
     marks: Option<Arc<PartnerMarks>>,
+    /// What was changed here, and cannot have been there, since it went out; with two voters only.
+    alone: Option<Arc<PartnerMarks>>,
     /// Being healed from here: changes numbered after this one are judged as they are numbered.
     judged_after: Option<u64>,
 }
@@ -74,6 +83,9 @@ impl Absent {
         {
             let mut inner = self.lock();
             inner.recent.note(change);
+            let merges = inner.merging.contains(&change.session);
+            let alone = inner.partners.values().filter_map(|it| it.alone.as_ref());
+            absent.extend(alone.filter(|_| !merges).map(|it| (Arc::clone(it), false)));
             for partner in inner.partners.values() {
                 let judged = partner
                     .judged_after
@@ -207,14 +219,15 @@ impl Absent {
     pub fn is_back(&self, copy: BrickId) {
         let marks = {
             let mut inner = self.lock();
+            inner.merging.clear();
             let partner = inner.partners.entry(copy).or_default();
             partner.judged_after = None;
-            partner.marks.take()
+            [partner.marks.take(), partner.alone.take()]
         };
-        if let Some(marks) = marks
-            && let Err(failure) = marks.end()
-        {
-            warn!(%failure, "marks that are done with could not be removed");
+        for marks in marks.into_iter().flatten() {
+            if let Err(failure) = marks.end() {
+                warn!(%failure, "marks that are done with could not be removed");
+            }
         }
     }
 

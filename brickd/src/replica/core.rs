@@ -292,6 +292,11 @@ impl Core {
         self.received.iter().copied().collect()
     }
 
+    /// How the registry decides, as far as known.
+    pub fn votes(&self) -> Votes {
+        self.view.as_ref().map_or(Votes::Quorum, |view| view.votes)
+    }
+
     fn is_primary(&self) -> bool {
         matches!(self.role, Role::Primary | Role::Recovering)
     }

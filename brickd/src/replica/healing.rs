@@ -12,8 +12,13 @@ use mortar_common::{BrickId, Signal};
 use mortar_proto::WIRE_VERSION;
 use mortar_proto::control::BrickHeal;
 use mortar_proto::data::change::Step;
-use mortar_proto::data::{self, Hello, Op, Reply, Request, Role as HelloRole, SyncStep};
+use mortar_proto::data::op::Op as OpKind;
+use mortar_proto::data::result::Ok as Answer;
+use mortar_proto::data::{
+    self, AloneMarks, Hello, Op, Reply, Request, Role as HelloRole, SyncStep,
+};
 use mortar_proto::frame::{self, Kind};
+use prost::Message;
 use tracing::{debug, info, warn};
 
 use super::core::WaitFor;
@@ -22,6 +27,7 @@ use super::order::Origin;
 use super::streams::{Numbered, lock_unanswered};
 use super::{Replica, now_ms};
 use crate::brick::HealSource;
+use crate::heal::record::MarkRecord;
 use crate::heal::{Gone, HealControl, HealError, HealPort, Healer, PartnerMarks, Progress};
 
 /// Bytes of heal changes on their way to one copy.
@@ -134,7 +140,10 @@ impl Replica {
             asking: Mutex::new(None),
             last_sent: AtomicU64::new(0),
         };
-        let ended = Healer::new(&port, self.healing.control(), &run.progress).run();
+        let ended = match port.take_in_what_it_changed_alone() {
+            Ok(()) => Healer::new(&port, self.healing.control(), &run.progress).run(),
+            Err(error) => error,
+        };
         let (bytes, count) = (run.progress.bytes_healed(), run.progress.marks_healed());
         match ended {
             HealError::Stopped | HealError::Gone(_) if run.stopped.load(Ordering::Relaxed) => {
@@ -256,6 +265,34 @@ impl Port {
             drop(replica.healing.moved.wait_timeout(synced, POLL));
         }
         Err(Gone)
+    }
+
+    /// What the copy changed while both sides were on their own differs from here, and only the
+    /// copy knows it. It knows it until it is in sync, so that this may be done again.
+    fn take_in_what_it_changed_alone(&self) -> Result<(), HealError> {
+        let me = self.replica()?.setting().me;
+        let mut after = None;
+        loop {
+            let ask = AloneMarks {
+                of_brick: me.0,
+                after,
+            };
+            let op = Op {
+                op: Some(OpKind::AloneMarks(ask)),
+            };
+            let nonsense = |what: &str| HealError::Nonsense(what.to_owned());
+            let answer = self.ask(vec![op])?.pop().unwrap_or_default();
+            let record = match answer.ok {
+                Some(Answer::Bytes(bytes)) if answer.errno == 0 => bytes,
+                None if answer.errno == 0 => return Ok(()),
+                _ => return Err(nonsense("no answer to what it changed alone")),
+            };
+            let record = MarkRecord::decode(&record[..])
+                .map_err(|error| HealError::Nonsense(error.to_string()))?;
+            self.marks.take_in(&record)?;
+            let last = answer.objects.first().and_then(|object| object.gfid);
+            after = Some(last.ok_or_else(|| nonsense("what it changed alone has no end"))?);
+        }
     }
 
     fn connect(&self, replica: &Replica) -> Result<TcpStream, Gone> {

@@ -279,7 +279,9 @@ pub fn keys_of_op(op: &Op, session: SessionId, previous: Option<Gfid>) -> Keys {
         | OpKind::Getlock(_)
         | OpKind::SumRange(_)
         | OpKind::HealStat(_)
-        | OpKind::Orphans(_) => {}
+        | OpKind::Orphans(_)
+        | OpKind::AloneMarks(_)
+        | OpKind::MergeEnd(_) => {}
     }
     keys
 }

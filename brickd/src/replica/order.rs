@@ -185,6 +185,7 @@ impl Replica {
                 error!(number = change.number, %failure, "an ordered change could not be applied");
                 return Err(failure);
             }
+            self.conflicts.applied(change);
             self.bytes_written
                 .fetch_add(numbered.payload.len() as u64, Ordering::Relaxed);
         }

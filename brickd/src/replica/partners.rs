@@ -14,7 +14,7 @@ use tracing::{debug, error, warn};
 
 use super::absent::is_heal;
 use super::answers::{Answers, Reader, Turn, has_come};
-use super::core::Answer;
+use super::core::{Answer, Role, Votes};
 use super::pending::{Stage, Wait, Waiter};
 use super::streams::{Numbered, Unanswered, lock_unanswered};
 use super::{Replica, now_ms};
@@ -314,6 +314,23 @@ impl Replica {
         let changes = unanswered.iter().map(|numbered| &numbered.change);
         if let Err(failure) = self.absent.went_out(brick, epoch, changes) {
             error!(%failure, "what a copy lacks could not be written down");
+            return self.disk_failed(&failure.to_string());
+        }
+        let (votes, role) = {
+            let core = self.lock_core();
+            (core.votes(), core.role().clone())
+        };
+        if votes != Votes::Two {
+            return;
+        }
+        // A primary's unanswered changes may be here alone. Whatever a backup received, its
+        // primary has.
+        if role != Role::Primary {
+            unanswered.clear();
+        }
+        let changes = unanswered.iter().map(|numbered| &numbered.change);
+        if let Err(failure) = self.absent.goes_on_alone(brick, epoch, changes) {
+            error!(%failure, "that this copy goes on alone could not be written down");
             self.disk_failed(&failure.to_string());
         }
     }

@@ -34,7 +34,7 @@ mod xattr;
 use mortar_common::{FsError, Gfid, SessionId};
 use mortar_proto::data::change::Step;
 use mortar_proto::data::op::Op as OpKind;
-use mortar_proto::data::{Caller, Object, Op, Time, result};
+use mortar_proto::data::{Caller, Object, Op, SplitWork, Time, result};
 use mortar_proto::registry::Limits;
 
 use super::keys::{Keys, keys_of};
@@ -93,6 +93,8 @@ pub struct Context<'a> {
     pub space: Space,
     /// The keys the operation holds.
     pub held: &'a Keys,
+    /// What it has to do with a split.
+    pub split: SplitWork,
 }
 
 /// What came of planning.
@@ -176,6 +178,12 @@ impl Planned {
         if let Some(freed) = &mut self.freed {
             freed.ctime = Some(time);
         }
+    }
+
+    /// Whether an object goes with its last name.
+    pub fn frees(&self) -> bool {
+        let orphan = matches!(self.step(), Some(Step::Unlink(step)) if step.orphan);
+        self.freed.is_some() || orphan
     }
 
     /// The step to be ordered, if there is one.
@@ -281,7 +289,9 @@ pub fn plan(op: &Op, context: &Context<'_>) -> Result<Plan, PlanError> {
         | OpKind::Getlock(_)
         | OpKind::SumRange(_)
         | OpKind::HealStat(_)
-        | OpKind::Orphans(_) => Err(FsError::Invalid.into()),
+        | OpKind::Orphans(_)
+        | OpKind::AloneMarks(_)
+        | OpKind::MergeEnd(_) => Err(FsError::Invalid.into()),
     }?;
     Ok(with_keys(planned, context))
 }

@@ -178,6 +178,7 @@ impl Replica {
             .iter()
             .map(|op| match crate::heal::answer(&*self.store, op) {
                 Some(result) => result,
+                None if let Some(OpKind::AloneMarks(ask)) = &op.op => self.tell_changed_alone(ask),
                 None => plan::read(op, &self.context(&nobody, None, &Keys::none()), output)
                     .unwrap_or_else(|error| plan::refused(error_of(&error))),
             })
@@ -203,6 +204,12 @@ impl Replica {
             return Ok(vec![data::Result::default()]);
         }
         self.check_standing(request, session)?;
+        if let Some(result) = self
+            .split_request(request)
+            .map_err(|it| brick_failed(&it))?
+        {
+            return Ok(vec![result]);
+        }
         let changes = !request.ops.iter().all(plan::is_read);
         if changes && request.slot >= SLOTS_PER_SESSION {
             let reason = "a slot beyond those of a session";
@@ -301,6 +308,9 @@ impl Replica {
         output: &mut Vec<u8>,
     ) -> Result<data::Result, Unanswered> {
         let before = output.len();
+        if self.is_in_conflict(op, previous, asked.request.split_work()) {
+            return Ok(plan::refused(FsError::Io));
+        }
         match plan::read(op, &self.context(asked, previous, &Keys::none()), output) {
             Ok(result) => {
                 let bytes = (output.len() - before) as u64;
@@ -367,6 +377,10 @@ impl Replica {
             match plan::plan(op, &context) {
                 Ok(Plan::MoreKeys(keys)) => held = keys,
                 Ok(Plan::Ready(planned)) => {
+                    let refused = self.split_refuses(asked.request.split_work(), &planned);
+                    if let Some(error) = refused.map_err(|failure| brick_failed(&failure))? {
+                        return Ok((plan::refused(error), true));
+                    }
                     return self.finish_op(*planned, origin, payload, pass);
                 }
                 Err(PlanError::Refused(FsError::Again)) if now_ms() < lock_until_ms => {
@@ -406,6 +420,7 @@ impl Replica {
             limits: &self.setting().limits,
             space: self.space_left(),
             held,
+            split: asked.request.split_work(),
         }
     }
 

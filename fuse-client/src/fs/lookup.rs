@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mortar_common::name::check_entry_name;
 use mortar_common::{FsError, Gfid};
-use mortar_proto::data::{Caller, GetAttr, Lookup, Object, Op, op};
+use mortar_proto::data::{Caller, GetAttr, Lookup, Object, Op, SplitWork, op};
 
 use super::{Entry, Fs, FsResult, own_object};
 use crate::cache::NodeId;
@@ -75,6 +75,7 @@ pub(super) fn find_root(
             ops,
             payload: &[],
             effect: Effect::Read,
+            split: SplitWork::SplitNone,
         };
         let mut answer = session.call(call).map_err(words)?;
         let result = answer.take(0).map_err(words)?;

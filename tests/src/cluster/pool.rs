@@ -251,7 +251,7 @@ impl Host {
         let request = VolumeHealRequest {
             volume: volume.to_owned(),
             action: HealAction::HealInfo.into(),
-            argument: String::new(),
+            ..Default::default()
         };
         self.ask_admin(async |mut admin| admin.volume_heal(request).await)
     }

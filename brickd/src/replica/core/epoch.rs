@@ -22,7 +22,7 @@ impl Core {
         let theirs = reference(&view.epoch);
         let relation = self.relation_to(theirs, &view.history);
         match relation {
-            Relation::Same => self.confirmed(&mut out),
+            Relation::Same => self.confirmed(now_ms, &mut out),
             Relation::Newer => {
                 self.adopt(view.epoch.clone(), view.history.clone(), &mut out);
             }
@@ -251,8 +251,9 @@ impl Core {
         self.read_registry(now_ms, out);
     }
 
-    /// The registry shows the epoch that this copy is in.
-    fn confirmed(&mut self, out: &mut Vec<Command>) {
+    /// The registry shows the epoch that this copy is in. If it was closed because another went
+    /// alone too, it is the side that goes on.
+    fn confirmed(&mut self, now_ms: u64, out: &mut Vec<Command>) {
         self.unseen = false;
         self.lone.clear();
         if self.alone {
@@ -263,6 +264,19 @@ impl Core {
                 alone: false,
             });
         }
+        if self.role == Role::Split && self.is_listed() && self.epoch.primary == self.me.0 {
+            let same = self.epoch.clone();
+            self.begin_recovery(&same, now_ms, out);
+        }
+    }
+
+    /// Of two sides that both went alone, whether this is the one to go on with: the registry still
+    /// shows the epoch in which they were one, and this copy was its primary.
+    pub(super) fn is_base(&self) -> bool {
+        self.view.as_ref().is_some_and(|view| {
+            let common = reference(&view.epoch);
+            view.epoch.primary == self.me.0 && common != self.epoch_ref() && self.knows(common)
+        })
     }
 
     /// The registry, or another copy, went another way than this one did.

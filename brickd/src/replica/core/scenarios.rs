@@ -2,11 +2,13 @@
 
 use mortar_common::{BrickId, Incarnation};
 use mortar_proto::data::EpochRef;
+use mortar_proto::registry::Epoch;
 
 use super::testing::{Bench, epoch, life, members, named, proposal, stored};
 use super::{Answer, Command, Gone, NotNow, Proposed, Role, TAKEOVER_GAP, Votes, WaitFor};
 use crate::brick::store::StoredState;
 
+const A: BrickId = BrickId(1);
 const B: BrickId = BrickId(2);
 const C: BrickId = BrickId(3);
 
@@ -291,15 +293,37 @@ fn a_backup_of_two_asks_the_clients_before_it_goes_alone() {
     assert!(stored(&b.pass(2_500)).is_some());
 }
 
+/// The copy under test in its own epoch 2, the other in another, of which it has heard.
+fn both_alone(mut bench: Bench, other: BrickId) -> (Bench, Epoch, EpochRef) {
+    let first = bench.core.epoch_ref();
+    let commands = bench.core.gone(other, None, Gone::ProcessDied, bench.now);
+    let mine = stored(&commands).expect("alone").clone();
+    bench.core.stored(named(&mine), bench.now);
+    let theirs = EpochRef { number: 2, id: 99 };
+    bench.state(other.0, life(other.0), theirs, &[first]);
+    (bench, mine, theirs)
+}
+
+#[test]
+fn of_two_that_went_on_alone_the_old_primary_goes_on_and_settles_what_is_merged() {
+    let (mut a, mine, theirs) = both_alone(Bench::primary(2, Votes::Two), B);
+    assert_eq!(a.core.role(), &Role::Primary);
+    let (expect, next, _) = proposal(&a.pass(600)).expect("the registry is told");
+    assert_eq!(named(&next), named(&mine));
+    a.core.proposed(expect, Proposed::Committed, a.now);
+    a.view(&mine, &[expect], true);
+    let older = EpochRef { number: 2, id: 98 };
+    assert!(!a.core.merged(B, older), "it has gone on since");
+    assert!(a.core.merged(B, theirs));
+    let (_, next, lone) = proposal(&a.pass(50)).expect("its way is named as an ancestor");
+    assert_eq!((next.number, next.primary), (3, 1));
+    assert!(lone.iter().map(named).any(|epoch| epoch == theirs));
+}
+
 #[test]
 fn both_alone_is_a_split_until_the_operator_chooses() {
-    let mut a = Bench::primary(2, Votes::Two);
-    let first = a.core.epoch_ref();
-    let commands = a.core.gone(B, None, Gone::ProcessDied, a.now);
-    let mine = stored(&commands).expect("alone").clone();
-    a.core.stored(named(&mine), a.now);
-    let theirs = EpochRef { number: 2, id: 99 };
-    a.state(2, life(2), theirs, &[first]);
+    let (mut a, mine, theirs) = both_alone(Bench::backup(2, Votes::Two), A);
+    let first = EpochRef { number: 1, id: 1 };
     assert_eq!(a.core.role(), &Role::Split);
     assert!(matches!(
         a.core.order(WaitFor::Everyone, a.now),

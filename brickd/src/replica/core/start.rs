@@ -88,11 +88,11 @@ impl Core {
         }
         match self.relation_to(theirs, &state.history) {
             Relation::Newer => self.heard_of(theirs, now_ms, &mut out),
-            // Both went alone. A copy that has the registry's word behind it goes on: the other
-            // stays closed, with its version, until the operator chooses.
+            // Both went alone. A copy that has the registry's word behind it goes on, or else the
+            // one that was primary before; the other is closed, with its version.
             Relation::Diverged if self.unseen || self.alone => {
                 let known = self.storing.is_some() || self.role == Role::Split;
-                if !known {
+                if !known && !self.is_base() {
                     self.split(&mut out);
                 }
             }
@@ -119,6 +119,16 @@ impl Core {
         }
         self.settle(now_ms, &mut out);
         out
+    }
+
+    /// What this copy did alone, up to the epoch named, is merged here. `false`: it has gone on
+    /// since, or this copy does not serve any more.
+    pub fn merged(&mut self, brick: BrickId, epoch: EpochRef) -> bool {
+        let known = self.states.get(&brick);
+        let settled =
+            self.role == Role::Primary && known.is_some_and(|seen| seen.state.epoch == Some(epoch));
+        self.trusted |= settled;
+        settled
     }
 
     /// Proposes what the operator said, as soon as nothing else is on its way.

@@ -37,6 +37,20 @@ impl Default for Timing {
     }
 }
 
+impl Timing {
+    /// With these timeouts. A lease is over well before anybody may think its primary lost:
+    /// otherwise both that primary and the next would answer reads.
+    pub fn with_timeouts(ping_timeout_ms: u64, stall_timeout_ms: u64) -> Self {
+        let usual = Timing::default();
+        Timing {
+            lease_ms: usual.lease_ms.min(ping_timeout_ms * 3 / 5),
+            ping_timeout_ms,
+            stall_timeout_ms,
+            ..usual
+        }
+    }
+}
+
 /// How the registry decides.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Votes {
@@ -244,3 +258,18 @@ pub enum Gone {
 
 /// A partner's state, as it answered a query.
 pub type PartnerState = CopyState;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lease_ends_before_its_primary_is_thought_lost() {
+        for ping_timeout_ms in [1_000, 2_000, 5_000, 60_000] {
+            let timing = Timing::with_timeouts(ping_timeout_ms, 20_000);
+            assert!(timing.lease_ms < ping_timeout_ms, "{timing:?}");
+            assert!(timing.lease_ms > 2 * timing.beacon_ms, "{timing:?}");
+        }
+        assert_eq!(Timing::with_timeouts(5_000, 20_000).lease_ms, 3_000);
+    }
+}

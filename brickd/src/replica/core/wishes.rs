@@ -358,10 +358,6 @@ impl Core {
         }
     }
 
-    pub(super) fn votes(&self) -> Votes {
-        self.view.as_ref().map_or(Votes::Quorum, |view| view.votes)
-    }
-
     /// Whether this copy may act in an epoch that the registry has not committed: two voters, it
     /// runs and is in sync, and the other side is dead, or silent for long enough.
     fn may_go_alone(&self, now_ms: u64) -> bool {

@@ -3,7 +3,7 @@
 use mortar_common::name::{PRIVATE_DIR, check_entry_name};
 use mortar_common::placement::name_slot;
 use mortar_common::{FsError, Gfid};
-use mortar_proto::data::{Object, Presence};
+use mortar_proto::data::{Object, Presence, SplitWork};
 
 use super::{Context, PlanError};
 use crate::brick::store::{BrickError, Store};
@@ -163,7 +163,9 @@ impl Context<'_> {
         parent: Gfid,
         name: &[u8],
     ) -> Result<(), PlanError> {
-        if gfid.slot() != name_slot(parent, name) || gfid == Gfid::ROOT {
+        // What a merge makes has, or will have, another name.
+        let placed = self.split == SplitWork::SplitMerge || gfid.slot() == name_slot(parent, name);
+        if !placed || gfid == Gfid::ROOT {
             return Err(FsError::Invalid.into());
         }
         match self.object(gfid) {

@@ -69,6 +69,7 @@ impl Set {
 
     fn context<'a>(&'a self, held: &'a Keys, previous: Option<Gfid>) -> Context<'a> {
         Context {
+            split: Default::default(),
             caller: &self.caller,
             session: self.session,
             previous,

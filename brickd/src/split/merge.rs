@@ -1,0 +1,508 @@
+//! The side that merges: brings what it changed alone to the base.
+//!
+//! Its own brick stands still meanwhile. Its tree is walked once, from the root, so that every
+//! directory is there before what is in it; then what it removed is removed.
+
+use std::collections::HashMap;
+
+use bytes::Bytes;
+use mortar_common::{BrickId, FsError, Gfid};
+use mortar_proto::data::{EpochRef, Object, ReadDir, RenameMode, SplitWork};
+use xxhash_rust::xxh3::xxh3_64_with_seed;
+
+use super::base::{Base, Hands, Place};
+use super::decide::{self, Change, Favorite, Held, Mine, Step, Winner};
+use super::stage::{is_same, set_directory, stage};
+use super::version::{PATH_XATTR, Version};
+use crate::brick::{BrickError, HealSource};
+use crate::heal::Marks;
+
+/// Bytes of names read from the own brick at a time.
+const PAGE_BYTES: u32 = 64 << 10;
+/// How often a name is looked at again that changes under the merge's eyes; then its turn is over
+/// until the merge begins anew.
+const ATTEMPTS_MAX: u32 = 8;
+/// Directories between the root and what is merged; deeper is taken for a damaged tree.
+const DEPTH_MAX: u32 = 4_096;
+
+/// Why a merge was cut off. It begins anew later, and finds in place what is done.
+#[derive(Debug, thiserror::Error)]
+pub enum MergeError {
+    /// The base answers otherwise than it should.
+    #[error("the other side: {0}")]
+    Base(#[from] FsError),
+    /// The own brick cannot be read.
+    #[error(transparent)]
+    Side(#[from] BrickError),
+    /// A name did not come to rest.
+    #[error("{0} changes all the time")]
+    Restless(String),
+}
+
+/// What a merge came to.
+#[derive(Clone, Copy, Default, PartialEq, Eq, Debug)]
+pub struct Report {
+    /// Files and names that were brought.
+    pub brought: u64,
+    /// Names that were removed.
+    pub removed: u64,
+    /// Files in conflict.
+    pub conflicts: u64,
+}
+
+/// Of which side's time alone a merge is.
+#[derive(Clone, Copy, Debug)]
+pub struct Side {
+    /// The brick that merges.
+    pub brick: BrickId,
+    /// The epoch it made.
+    pub epoch: EpochRef,
+    /// Which version of a conflict is taken without asking.
+    pub favorite: Favorite,
+}
+
+/// One merge.
+pub struct Merger<'a> {
+    source: &'a dyn HealSource,
+    alone: Marks,
+    base: Hands<'a>,
+    side: Side,
+    /// Directories of this side and what they are at the base.
+    directories: HashMap<Gfid, Gfid>,
+    /// Objects that the base has under names that this side gave up.
+    left: HashMap<Gfid, Place>,
+    /// Objects of this side and what was brought for them.
+    brought: HashMap<Gfid, Gfid>,
+    report: Report,
+}
+
+impl<'a> Merger<'a> {
+    /// Of what `alone` says that this side changed.
+    pub fn new(source: &'a dyn HealSource, alone: Marks, base: &'a dyn Base, side: Side) -> Self {
+        Merger {
+            source,
+            alone,
+            base: Hands::new(base, SplitWork::SplitMerge),
+            side,
+            directories: HashMap::from([(Gfid::ROOT, Gfid::ROOT)]),
+            left: HashMap::new(),
+            brought: HashMap::new(),
+            report: Report::default(),
+        }
+    }
+
+    /// Merges all of it.
+    ///
+    /// # Errors
+    /// Why it was cut off.
+    pub fn run(mut self) -> Result<Report, MergeError> {
+        if self.alone.is_empty() {
+            return Ok(self.report);
+        }
+        self.base.ensure_versions()?;
+        self.find_what_was_left()?;
+        if self.alone.has_changed(Gfid::ROOT) {
+            self.bring_directory(Gfid::ROOT, Gfid::ROOT)?;
+        }
+        let mut directories = vec![Gfid::ROOT];
+        while let Some(directory) = directories.pop() {
+            self.walk(directory, &mut directories)?;
+        }
+        self.remove()?;
+        Ok(self.report)
+    }
+
+    /// Names that the base still has and this side gave up: what they hold may have moved.
+    fn find_what_was_left(&mut self) -> Result<(), MergeError> {
+        for (parent, name) in self.alone.all_names() {
+            let place = Place::new(parent, name);
+            let there = self.base.lookup(&place)?.and_then(|object| object.gfid);
+            if let Some(gfid) = there
+                && self.at_side(parent, &place.name)?.and_then(|it| it.gfid) != Some(gfid)
+            {
+                self.left.insert(gfid, place);
+            }
+        }
+        Ok(())
+    }
+
+    fn walk(&mut self, directory: Gfid, below: &mut Vec<Gfid>) -> Result<(), MergeError> {
+        let mut page = ReadDir {
+            gfid: Some(directory),
+            max_bytes: PAGE_BYTES,
+            ..Default::default()
+        };
+        loop {
+            let listed = self.source.read_dir(&page)?;
+            for entry in &listed.entries {
+                let Some(gfid) = entry.gfid.filter(|gfid| *gfid != Gfid::SPLIT) else {
+                    continue;
+                };
+                if entry.r#type << 12 == libc::S_IFDIR {
+                    self.visit_directory(directory, &entry.name, gfid)?;
+                    below.push(gfid);
+                } else {
+                    self.visit_file(directory, &entry.name, gfid)?;
+                }
+            }
+            let Some(last) = listed.entries.last().filter(|_| !listed.end) else {
+                return Ok(());
+            };
+            (page.after_hash, page.after_name) = (last.hash, last.name.clone());
+        }
+    }
+
+    fn visit_directory(
+        &mut self,
+        parent: Gfid,
+        name: &Bytes,
+        gfid: Gfid,
+    ) -> Result<(), MergeError> {
+        if self.alone.has_name(parent, name) {
+            if let Some(from) = self.left.get(&gfid).cloned() {
+                let to = Place::new(self.directory(parent, DEPTH_MAX)?, name.clone());
+                // Where the base moved it too, or would close a circle, its way stands.
+                let how = RenameMode::RenameNoreplace;
+                self.report.brought +=
+                    u64::from(refusable(self.base.rename(&from, gfid, &to, how))?);
+            }
+            self.directory(gfid, DEPTH_MAX)?;
+        }
+        if self.alone.has_changed(gfid) {
+            let there = self.directory(gfid, DEPTH_MAX)?;
+            self.bring_directory(gfid, there)?;
+        }
+        Ok(())
+    }
+
+    /// Owner, mode and xattrs of a directory, unless the base changed them too: then its stay.
+    fn bring_directory(&self, gfid: Gfid, there: Gfid) -> Result<(), MergeError> {
+        match set_directory(self.source, self.base, gfid, there) {
+            Err(MergeError::Base(FsError::ChangedByBoth)) => Ok(()),
+            done => done,
+        }
+    }
+
+    /// The directory that stands for this side's at the base: itself; one of the same name, which
+    /// it is joined with; or one made now.
+    fn directory(&mut self, gfid: Gfid, depth: u32) -> Result<Gfid, MergeError> {
+        if let Some(known) = self.directories.get(&gfid) {
+            return Ok(*known);
+        }
+        let there = self.base.object(gfid)?;
+        let found = if there.is_some_and(|it| is_directory(&it)) {
+            gfid
+        } else {
+            self.make_directory(gfid, depth)?
+        };
+        self.directories.insert(gfid, found);
+        Ok(found)
+    }
+
+    fn make_directory(&mut self, gfid: Gfid, depth: u32) -> Result<Gfid, MergeError> {
+        let depth = depth.checked_sub(1).ok_or(FsError::Loop)?;
+        let parent = self.source.parent_of_dir(gfid)?;
+        let name = self.name_of(parent, gfid)?;
+        let place = Place::new(self.directory(parent, depth)?, name);
+        let object = self.source.object(gfid)?;
+        for _ in 0..ATTEMPTS_MAX {
+            match Held::of(self.base.lookup(&place)?.as_ref()) {
+                Held::Directory(there) => return Ok(there),
+                Held::Nothing => match self.base.make(&place, gfid, &object, &Bytes::new()) {
+                    Ok(()) => {
+                        self.report.brought += 1;
+                        set_directory(self.source, self.base, gfid, gfid)?;
+                        return Ok(gfid);
+                    }
+                    Err(FsError::Exists) => {}
+                    Err(error) => return Err(error.into()),
+                },
+                // This side put the directory in the place of a file.
+                Held::File(there) => {
+                    if !refusable(self.base.unlink(&place, there))? {
+                        return self.keep_directory(gfid, there, &object);
+                    }
+                }
+            }
+        }
+        Err(self.restless(gfid))
+    }
+
+    /// A directory where the base has a file: it is kept, with all that is below, as a version.
+    fn keep_directory(
+        &mut self,
+        gfid: Gfid,
+        there: Gfid,
+        object: &Object,
+    ) -> Result<Gfid, MergeError> {
+        let version = self.version(there, gfid);
+        let place = Place::version(version.name());
+        if let Some(found) = self.base.lookup(&place)?.and_then(|found| found.gfid) {
+            return Ok(found);
+        }
+        self.base.make(&place, gfid, object, &Bytes::new())?;
+        self.say_path(gfid, gfid)?;
+        self.report.conflicts += 1;
+        Ok(gfid)
+    }
+
+    fn visit_file(&mut self, parent: Gfid, name: &Bytes, gfid: Gfid) -> Result<(), MergeError> {
+        let change = |alone: bool| if alone { Change::Alone } else { Change::Common };
+        let mine = Mine {
+            gfid,
+            name: change(self.alone.has_name(parent, name)),
+            object: change(self.alone.has_changed(gfid)),
+        };
+        if (mine.name, mine.object) == (Change::Common, Change::Common) {
+            return Ok(());
+        }
+        let place = Place::new(self.directory(parent, DEPTH_MAX)?, name.clone());
+        for _ in 0..ATTEMPTS_MAX {
+            match self.settle(mine, &place) {
+                // Somebody was faster: what is there now is looked at again.
+                Err(MergeError::Base(
+                    FsError::Exists | FsError::IsDirectory | FsError::Stale | FsError::NotFound,
+                )) => {}
+                done => return done,
+            }
+        }
+        Err(self.restless(gfid))
+    }
+
+    fn settle(&mut self, mine: Mine, place: &Place) -> Result<(), MergeError> {
+        let held = self.base.lookup(place)?;
+        let known = self.base.object(mine.gfid)?.is_some();
+        let brought = match self.brought.get(&mine.gfid) {
+            Some(brought) => *brought,
+            None => self.id_of(mine.gfid),
+        };
+        match decide::file(mine, Held::of(held.as_ref()), brought, known) {
+            Step::Nothing => Ok(()),
+            Step::Name => self.name(mine.gfid, place),
+            Step::Bring => {
+                let (gfid, part) = self.part(mine.gfid, Gfid::default(), known)?;
+                self.base
+                    .rename(&part, gfid, place, RenameMode::RenameNoreplace)?;
+                self.now_brought(mine.gfid, gfid, place)
+            }
+            Step::Replace(_) => match held {
+                Some(held) => self.replace(mine.gfid, place, &held, known),
+                None => Ok(()),
+            },
+            Step::Keep(there) => {
+                let version = self.version(there, mine.gfid);
+                if self.base.lookup(&Place::version(version.name()))?.is_some() {
+                    return Ok(());
+                }
+                let (gfid, part) = self.part(mine.gfid, there, known)?;
+                self.keep(version, gfid, &part)
+            }
+        }
+    }
+
+    /// The base has the object, but not here.
+    fn name(&mut self, gfid: Gfid, place: &Place) -> Result<(), MergeError> {
+        if let Some(from) = self.left.get(&gfid) {
+            let how = RenameMode::RenameNoreplace;
+            if refusable(self.base.rename(from, gfid, place, how))? {
+                self.report.brought += 1;
+                return Ok(());
+            }
+        }
+        self.base.link(gfid, place)?;
+        self.report.brought += 1;
+        Ok(())
+    }
+
+    fn replace(
+        &mut self,
+        mine: Gfid,
+        place: &Place,
+        held: &Object,
+        known: bool,
+    ) -> Result<(), MergeError> {
+        let there = held.gfid.unwrap_or_default();
+        if is_same(self.source, self.base.deciding(), mine, held)? {
+            self.brought.insert(mine, there);
+            return Ok(());
+        }
+        let version = self.version(there, mine);
+        if self.base.lookup(&Place::version(version.name()))?.is_some() {
+            return Ok(()); // A conflict that is known.
+        }
+        let (gfid, part) = self.part(mine, there, known)?;
+        match self
+            .base
+            .rename(&part, gfid, place, RenameMode::RenameReplace)
+        {
+            Ok(()) => self.now_brought(mine, gfid, place),
+            Err(FsError::ChangedByBoth) => {
+                let object = self.source.object(mine)?;
+                match decide::favorite(self.side.favorite, held, &object) {
+                    Winner::Nobody => self.keep(version, gfid, &part),
+                    Winner::Base => Ok(self.base.unlink(&part, gfid)?),
+                    Winner::Other => {
+                        let deciding = self.base.deciding();
+                        deciding.rename(&part, gfid, place, RenameMode::RenameReplace)?;
+                        self.now_brought(mine, gfid, place)
+                    }
+                }
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// The object whole in the folder of versions, under a passing name: made now, or one more name
+    /// of what was brought for it.
+    fn part(&mut self, mine: Gfid, there: Gfid, known: bool) -> Result<(Gfid, Place), MergeError> {
+        let part = Place::version(self.version(there, mine).part_name());
+        let gfid = match self.brought.get(&mine) {
+            Some(brought) if self.base.object(*brought)?.is_some() => {
+                match self.base.link(*brought, &part) {
+                    Ok(()) | Err(FsError::Exists) => {}
+                    Err(error) => return Err(error.into()),
+                }
+                return Ok((*brought, part));
+            }
+            _ if known => self.id_of(mine),
+            _ => mine,
+        };
+        stage(self.source, self.base, mine, gfid, &part)?;
+        Ok((gfid, part))
+    }
+
+    fn now_brought(&mut self, mine: Gfid, gfid: Gfid, place: &Place) -> Result<(), MergeError> {
+        self.brought.insert(mine, gfid);
+        self.report.brought += 1;
+        Ok(self.base.sync(place.parent)?)
+    }
+
+    /// Keeps what was brought as the other side's version of a file in conflict.
+    fn keep(&mut self, version: Version, gfid: Gfid, part: &Place) -> Result<(), MergeError> {
+        self.say_path(version.other, gfid)?;
+        let place = Place::version(version.name());
+        self.base
+            .rename(part, gfid, &place, RenameMode::RenameNoreplace)?;
+        self.base.sync(Gfid::SPLIT)?;
+        self.report.conflicts += 1;
+        Ok(())
+    }
+
+    fn say_path(&self, mine: Gfid, there: Gfid) -> Result<(), MergeError> {
+        let path = self.source.path_of(mine).unwrap_or_default();
+        let value = Bytes::from(path.into_bytes());
+        Ok(self.base.set_xattr(there, PATH_XATTR, &value)?)
+    }
+
+    /// Removes what this side removed and the base left as it was.
+    fn remove(&mut self) -> Result<(), MergeError> {
+        let mut directories = Vec::new();
+        for (parent, name) in self.alone.all_names() {
+            if self.at_side(parent, &name)?.is_some() {
+                continue;
+            }
+            let parent = self.directories.get(&parent).copied().unwrap_or(parent);
+            let place = Place::new(parent, name);
+            let Some(held) = self.base.lookup(&place)? else {
+                continue;
+            };
+            let gfid = held.gfid.unwrap_or_default();
+            // One that only an open file keeps is gone.
+            let mine = self.source.object(gfid);
+            let is_elsewhere = mine.is_ok_and(|mine| mine.nlink > 0);
+            if is_directory(&held) {
+                if !is_elsewhere {
+                    directories.push((place, gfid));
+                }
+            } else if !is_elsewhere || held.nlink > 1 {
+                self.report.removed += u64::from(refusable(self.base.unlink(&place, gfid))?);
+            }
+        }
+        // Those below others go first, whatever their order here.
+        loop {
+            let before = directories.len();
+            let mut left = Vec::new();
+            for (place, gfid) in directories {
+                if refusable(self.base.rmdir(&place, gfid))? {
+                    self.report.removed += 1;
+                } else {
+                    left.push((place, gfid));
+                }
+            }
+            if left.is_empty() || left.len() == before {
+                return Ok(());
+            }
+            directories = left;
+        }
+    }
+
+    fn at_side(&self, parent: Gfid, name: &[u8]) -> Result<Option<Object>, MergeError> {
+        match self.source.lookup(parent, name) {
+            Ok(object) => Ok(Some(object)),
+            Err(BrickError::Refused { .. }) => Ok(None),
+            Err(failure) => Err(failure.into()),
+        }
+    }
+
+    fn name_of(&self, parent: Gfid, gfid: Gfid) -> Result<Bytes, MergeError> {
+        let mut page = ReadDir {
+            gfid: Some(parent),
+            max_bytes: PAGE_BYTES,
+            ..Default::default()
+        };
+        loop {
+            let listed = self.source.read_dir(&page)?;
+            if let Some(entry) = listed.entries.iter().find(|it| it.gfid == Some(gfid)) {
+                return Ok(entry.name.clone());
+            }
+            let last = listed.entries.last().filter(|_| !listed.end);
+            let last = last.ok_or(FsError::Stale)?;
+            (page.after_hash, page.after_name) = (last.hash, last.name.clone());
+        }
+    }
+
+    /// The id of what is brought for an object that the base has too: the same in every attempt.
+    fn id_of(&self, mine: Gfid) -> Gfid {
+        Gfid {
+            hi: mine.hi,
+            lo: xxh3_64_with_seed(&mine.to_bytes(), self.side.epoch.id) | 2,
+        }
+    }
+
+    fn version(&self, base: Gfid, other: Gfid) -> Version {
+        Version {
+            base,
+            brick: self.side.brick,
+            other,
+        }
+    }
+
+    fn restless(&self, gfid: Gfid) -> MergeError {
+        let path = self.source.path_of(gfid);
+        MergeError::Restless(path.unwrap_or_else(|| gfid.to_string()))
+    }
+}
+
+/// Whether a change was made; `false` when the base would lose something by it, or it makes no
+/// sense there any more.
+fn refusable(done: Result<(), FsError>) -> Result<bool, MergeError> {
+    match done {
+        Ok(()) => Ok(true),
+        Err(
+            FsError::ChangedByBoth
+            | FsError::Exists
+            | FsError::Invalid
+            | FsError::NotEmpty
+            | FsError::NotFound
+            | FsError::NotDirectory
+            | FsError::IsDirectory
+            | FsError::Loop
+            | FsError::Stale,
+        ) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn is_directory(object: &Object) -> bool {
+    object.mode & libc::S_IFMT == libc::S_IFDIR
+}

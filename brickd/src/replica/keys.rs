@@ -279,7 +279,8 @@ pub fn keys_of_op(op: &Op, session: SessionId, previous: Option<Gfid>) -> Keys {
         | OpKind::Getlock(_)
         | OpKind::SumRange(_)
         | OpKind::HealStat(_)
-        | OpKind::Orphans(_) => {}
+        | OpKind::Orphans(_)
+        | OpKind::Touched(_) => {}
     }
     keys
 }

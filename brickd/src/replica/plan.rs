@@ -281,7 +281,8 @@ pub fn plan(op: &Op, context: &Context<'_>) -> Result<Plan, PlanError> {
         | OpKind::Getlock(_)
         | OpKind::SumRange(_)
         | OpKind::HealStat(_)
-        | OpKind::Orphans(_) => Err(FsError::Invalid.into()),
+        | OpKind::Orphans(_)
+        | OpKind::Touched(_) => Err(FsError::Invalid.into()),
     }?;
     Ok(with_keys(planned, context))
 }

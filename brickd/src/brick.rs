@@ -19,6 +19,7 @@ mod records;
 mod recover;
 mod state;
 pub mod store;
+mod touched;
 mod xattr;
 
 #[cfg(test)]
@@ -42,6 +43,7 @@ use inner::{Inner, Wake, disk_clock_ms};
 use records::Records;
 use state::StateFile;
 pub use store::{BrickError, HealSource, Store, StoredState};
+use touched::TouchedFile;
 
 /// Whose brick a folder is.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -226,6 +228,7 @@ fn inner_of(opened: prepare::Opened, reserve: Reserve) -> Result<Inner, Errno> {
         hot: HotTable::new(),
         listings: readdir::Listings::new(),
         records: Records::new(heal),
+        touched: Mutex::new(TouchedFile::default()),
         reserve,
         ordered_journal,
         crashes: file.crashes.clone(),
@@ -363,6 +366,23 @@ impl Store for Brick {
     fn record_files(&self) -> Result<Vec<String>, BrickError> {
         self.in_private("listing .mortar/heal", self.inner.records.files())
     }
+
+    fn read_touched(&self) -> Result<Option<Vec<(u32, u32)>>, BrickError> {
+        let done = lock(&self.inner.touched).read(self.inner.private.as_fd());
+        self.in_private("reading .mortar/touched", done)
+    }
+
+    fn write_touched(&self, slot: u32, code: Option<u32>) -> Result<(), BrickError> {
+        self.inner.check_failed()?;
+        let done = lock(&self.inner.touched).write(self.inner.private.as_fd(), slot, code);
+        self.in_private("writing .mortar/touched", done)
+    }
+
+    fn replace_touched(&self, codes: &[u32]) -> Result<(), BrickError> {
+        self.inner.check_failed()?;
+        let done = lock(&self.inner.touched).replace(self.inner.private.as_fd(), codes);
+        self.in_private("replacing .mortar/touched", done)
+    }
 }
 
 impl HealSource for Brick {
@@ -387,8 +407,12 @@ impl HealSource for Brick {
         self.inner.path_of(gfid)
     }
 
-    fn each_handle(&self, each: &mut dyn FnMut(Gfid) -> bool) -> Result<(), BrickError> {
-        self.in_private("listing handles", self.inner.each_handle(each))
+    fn each_handle(
+        &self,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Gfid) -> bool,
+    ) -> Result<(), BrickError> {
+        self.in_private("listing handles", self.inner.each_handle(wanted, each))
     }
 
     fn orphans(&self) -> Result<Vec<Gfid>, BrickError> {

@@ -19,15 +19,17 @@ pub mod ranges;
 pub mod recent;
 pub mod record;
 pub mod touch;
+pub mod touched;
 
 pub use healer::Healer;
 pub use journal::{Trust, Writer};
-pub use marks::Marks;
+pub use marks::{Marks, Scope};
 pub use partner::{PartnerMarks, Verdict};
 pub use port::{Gone, HealError, HealPort, Key};
 pub use progress::{HealControl, Progress};
 pub use query::answer;
 pub use recent::Recent;
+pub use touched::Touched;
 
 #[cfg(test)]
 mod tests;

@@ -37,7 +37,8 @@ use std::time::Duration;
 
 use mortar_common::{BrickId, Incarnation, Signal, VolumeId};
 use mortar_proto::data::{
-    self, Beacon, BeaconAnswer, CopyState, EpochRef, Goodbye, Hello, StateQuery, link_message,
+    self, Beacon, BeaconAnswer, CopyState, CopySynced, EpochRef, Goodbye, Hello, StateQuery,
+    link_message,
 };
 use mortar_proto::frame::FrameError;
 use mortar_proto::registry::{Epoch, Limits};
@@ -254,6 +255,7 @@ impl Replica {
         match message {
             link_message::What::Beacon(beacon) => {
                 let (from, epoch) = (BrickId(beacon.from_brick), beacon.epoch.unwrap_or_default());
+                self.hear_of_syncs(from, epoch, &beacon.synced);
                 self.event(|core, now| core.beacon(from, epoch, beacon.sent, now));
             }
             link_message::What::BeaconAnswer(answer) => {
@@ -279,6 +281,28 @@ impl Replica {
                 self.event(|core, now| core.copy_state(state, now));
             }
             link_message::What::Goodbye(_) => {} // The host turns it into `gone`.
+        }
+    }
+
+    /// What the primary's beacon tells of confirmed syncs: changes bring it too, but a quiet volume
+    /// has none.
+    fn hear_of_syncs(&self, from: BrickId, epoch: EpochRef, synced: &[CopySynced]) {
+        let (role, mine) = self.role();
+        let of_mine = EpochRef {
+            number: mine.number,
+            id: mine.id,
+        } == epoch;
+        if role != Role::Backup || !of_mine || mine.primary != from.0 {
+            return;
+        }
+        for synced in synced
+            .iter()
+            .filter(|synced| synced.brick != self.setting.me.0)
+        {
+            self.absent.confirmed(BrickId(synced.brick), synced.number);
+            if synced.brick == from.0 {
+                self.absent.recorded(from, synced.number);
+            }
         }
     }
 
@@ -411,6 +435,7 @@ impl Replica {
             .unwrap_or_else(PoisonError::into_inner);
         let mut state = self.store.stored_state();
         state.synced = state.synced.max(up_to);
+        state.recorded = self.absent.recorded_syncs();
         state.last_number = state.last_number.max(self.lock_core().last_number());
         self.store.store_state(&state)
     }
@@ -458,6 +483,7 @@ impl Replica {
             sent,
             from_brick: self.setting.me.0,
             to_brick: to.0,
+            synced: self.absent.news_of_syncs(),
         })
     }
 
@@ -498,6 +524,7 @@ impl Replica {
             last_number: core.last_number(),
             synced: self.store.stored_state().synced,
             client_heard_ms_ago: 0,
+            recorded: self.absent.recorded_syncs(),
         }
     }
 

@@ -6,11 +6,13 @@
 //! Needs root, `ip`, `iptables`, `nsenter`, `unshare` and `findmnt`.
 
 mod check;
+mod disk;
 mod docker;
 mod host;
 mod mount;
 mod net;
 mod pool;
+mod power;
 mod process;
 mod remains;
 
@@ -28,6 +30,7 @@ pub use host::{CLI_WITHIN, Host, PORT};
 pub use mount::Mount;
 pub use net::{Cable, Place};
 pub use pool::VOLUME;
+pub use power::{FileSystem, Signs, cut_power};
 pub use process::{Process, Ran, Running, program, run, wait_until};
 
 use net::{Switch, processes_in};

@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod frames;
 pub mod outage;
+pub mod power;
 pub mod report;
 pub mod requests;
 pub mod scale;

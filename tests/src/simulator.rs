@@ -22,6 +22,8 @@ mod registry;
 mod stream;
 mod world;
 
+pub use random::Random;
+
 use world::World;
 
 /// A fault planted in the simulator's driver, to show that the checks find it.

@@ -19,6 +19,7 @@ use super::readdir::Listings;
 use super::records::Records;
 use super::state::{Crash, StateFile};
 use super::store::BrickError;
+use super::touched::TouchedFile;
 use super::xattr;
 
 /// What is changed in memory is written back when it was left alone for this long.
@@ -40,6 +41,7 @@ pub(super) struct Inner {
     pub hot: HotTable,
     pub listings: Listings,
     pub records: Records,
+    pub touched: Mutex<TouchedFile>,
     pub state: Mutex<StateFile>,
     pub reserve: super::Reserve,
     /// ext4 and XFS: one fsync of an object also commits its name and handle, made before it.

@@ -23,6 +23,8 @@ use mortar_common::name::{PRIVATE_DIR, check_entry_name};
 use mortar_proto::data::Time;
 use rustix::io::Errno;
 
+use super::store::handle_bucket;
+
 /// The xattr that makes a file an object of a volume.
 pub(super) const XATTR: &CStr = c"trusted.mortar";
 /// Most bytes `trusted.mortar` may ever have.
@@ -227,7 +229,7 @@ impl HandleName {
     pub fn of(gfid: Gfid) -> Self {
         const DIGITS: &[u8; 16] = b"0123456789abcdef";
         let mut bytes = [0; HANDLE_NAME_LEN + 1];
-        let bucket = gfid.clock_us() >> 28;
+        let bucket = handle_bucket(gfid);
         for (at, byte) in bytes[..6].iter_mut().enumerate() {
             *byte = DIGITS[(bucket >> (20 - 4 * at) & 15) as usize];
         }

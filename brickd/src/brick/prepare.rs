@@ -16,7 +16,7 @@ use super::layout::{self, Stored};
 use super::state::VolumeFile;
 use super::store::BrickError;
 use super::xattr::{self, Of};
-use super::{BrickIdentity, Reserve};
+use super::{BrickIdentity, Reserve, touched};
 
 /// A brick that is locked is tried so often, …
 const LOCK_TRIES: u32 = 20;
@@ -294,6 +294,7 @@ fn fill(path: &Path, file: &VolumeFile) -> Result<(), Errno> {
         ..file.clone()
     }
     .write(private.as_fd())?;
+    touched::replace(private.as_fd(), &[])?;
     let stored = Stored {
         gfid: Gfid::ROOT,
         written: None,

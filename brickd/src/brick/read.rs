@@ -282,10 +282,18 @@ impl Inner {
         Some(Path::new("/").join(below).to_string_lossy().into_owned())
     }
 
-    pub fn each_handle(&self, each: &mut dyn FnMut(Gfid) -> bool) -> Result<(), Errno> {
+    pub fn each_handle(
+        &self,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Gfid) -> bool,
+    ) -> Result<(), Errno> {
         let mut buckets = Vec::new();
         each_entry(&self.handle, &mut |name, _| {
-            buckets.push(name.to_owned());
+            let number = name.to_str().ok();
+            let number = number.and_then(|name| u32::from_str_radix(name, 16).ok());
+            if number.is_none_or(wanted) {
+                buckets.push(name.to_owned());
+            }
             Ok(())
         })?;
         for bucket in buckets {

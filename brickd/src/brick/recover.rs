@@ -14,6 +14,7 @@ use super::hot::lock;
 use super::inner::Inner;
 use super::layout::HandleName;
 use super::read::gfid_of_name;
+use super::{durable, touched};
 use mortar_proto::data::Time;
 
 /// A folder of handles changed this long before the last sync cannot hold a half-made one.
@@ -28,6 +29,8 @@ impl Inner {
         swept_from_ms: Option<u64>,
     ) -> Result<(), Errno> {
         if new_handles.is_some() {
+            // Copied or restored: what was touched since is on nobody's list.
+            durable::remove_file(self.private.as_fd(), touched::NAME)?;
             self.rewrite_handles(self.walks())?;
         }
         self.recover_txn()?;

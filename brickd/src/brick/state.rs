@@ -6,7 +6,7 @@
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use mortar_common::{BrickId, VolumeId};
-use mortar_proto::data::EpochRef;
+use mortar_proto::data::{CopySynced, EpochRef};
 use mortar_proto::registry::Epoch;
 use prost::Message;
 use rustix::fs::Mode;
@@ -69,6 +69,9 @@ pub(super) struct VolumeFile {
     /// When crashes can have lost counters that were in memory, oldest first.
     #[prost(message, repeated, tag = "14")]
     pub crashes: Vec<Crash>,
+    /// See [`StoredState::recorded`].
+    #[prost(message, repeated, tag = "16")]
+    pub recorded: Vec<CopySynced>,
 }
 
 /// What the disk last changed within this time can have been ahead of what was written back.
@@ -207,6 +210,7 @@ impl StateFile {
             alone: self.file.alone,
             synced: self.file.synced,
             last_number: self.file.last_number.max(last_applied),
+            recorded: self.file.recorded.clone(),
         }
     }
 
@@ -217,6 +221,7 @@ impl StateFile {
             alone: state.alone,
             synced: state.synced,
             last_number: state.last_number,
+            recorded: state.recorded.clone(),
             ..self.file.clone()
         };
         self.replace(private, next)

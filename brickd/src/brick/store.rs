@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 use mortar_common::{FsError, Gfid};
-use mortar_proto::data::{Change, EpochRef, HealObjectStep, Object, ReadDir, ReadDirPage, StatFs};
+use mortar_proto::data::{
+    Change, CopySynced, EpochRef, HealObjectStep, Object, ReadDir, ReadDirPage, StatFs,
+};
 use mortar_proto::registry::Epoch;
 
 /// Why a brick could not do what it was told.
@@ -40,6 +42,19 @@ impl BrickError {
     }
 }
 
+/// Entries that `.mortar/touched` has room for.
+pub const TOUCHED_MAX: u32 = 511;
+/// Bits of a gfid's clock that its folder of handles does not tell.
+const CLOCK_BITS_IN_BUCKET: u32 = 28;
+/// Bits of [`handle_bucket`].
+pub const HANDLE_BUCKET_BITS: u32 = 50 - CLOCK_BITS_IN_BUCKET;
+
+/// Which folder of `.mortar/handle` an object's handle is in: those made in the same 268 seconds
+/// share one.
+pub fn handle_bucket(gfid: Gfid) -> u32 {
+    (gfid.clock_us() >> CLOCK_BITS_IN_BUCKET) as u32
+}
+
 /// What `.mortar/volume` keeps of the replica set's history, replaced atomically and fsynced.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct StoredState {
@@ -53,6 +68,9 @@ pub struct StoredState {
     pub synced: u64,
     /// Highest change number known to be used in the set.
     pub last_number: u64,
+    /// What the other copies said they had recorded as `synced`: one that comes back with less was
+    /// rolled back.
+    pub recorded: Vec<CopySynced>,
 }
 
 /// One copy of a replica set on a local disk. All calls block; all may be made from any thread.
@@ -108,6 +126,14 @@ pub trait Store: Send + Sync {
     fn replace_records(&self, name: &str, records: &[Vec<u8>]) -> Result<(), BrickError>;
     /// Names of the files in `.mortar/heal`.
     fn record_files(&self) -> Result<Vec<String>, BrickError>;
+
+    /// The entries of `.mortar/touched`, (slot, code) each; `None` when there is no whole file.
+    fn read_touched(&self) -> Result<Option<Vec<(u32, u32)>>, BrickError>;
+    /// Sets the entry in a slot (below [`TOUCHED_MAX`]), durably, or clears it, which a crash may
+    /// undo. The file must be there.
+    fn write_touched(&self, slot: u32, code: Option<u32>) -> Result<(), BrickError>;
+    /// Replaces the file by one that holds these codes from slot 0 on, atomically and durably.
+    fn replace_touched(&self, codes: &[u32]) -> Result<(), BrickError>;
 }
 
 /// What healing reads from a source and compares on a target.
@@ -120,8 +146,13 @@ pub trait HealSource: Store {
     fn sum(&self, gfid: Gfid, offset: u64, len: u64) -> Result<u64, BrickError>;
     /// The path from the root at which the object is found, for people to read.
     fn path_of(&self, gfid: Gfid) -> Option<String>;
-    /// Every gfid this brick has a handle of, in no order, handed to `each` until it says stop.
-    fn each_handle(&self, each: &mut dyn FnMut(Gfid) -> bool) -> Result<(), BrickError>;
+    /// Every gfid this brick has a handle of in the `wanted` folders ([`handle_bucket`]), in no
+    /// order, handed to `each` until it says stop.
+    fn each_handle(
+        &self,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Gfid) -> bool,
+    ) -> Result<(), BrickError>;
     /// Gfids of orphans: handles with no name left.
     fn orphans(&self) -> Result<Vec<Gfid>, BrickError>;
 }

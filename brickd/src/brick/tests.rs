@@ -170,7 +170,7 @@ impl Fixture {
         use super::HealSource;
         let mut handles = Vec::new();
         self.brick()
-            .each_handle(&mut |gfid| {
+            .each_handle(&|_| true, &mut |gfid| {
                 handles.push(gfid);
                 true
             })

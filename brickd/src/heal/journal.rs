@@ -8,7 +8,7 @@ use mortar_common::BrickId;
 use mortar_proto::data::EpochRef;
 use prost::Message;
 
-use super::marks::Marks;
+use super::marks::{Marks, Scope};
 use super::record::{HeaderRecord, MarkRecord};
 use crate::brick::{BrickError, Store};
 
@@ -18,6 +18,9 @@ const FORMAT: u32 = 1;
 const REWRITE_MIN: usize = 8_192;
 /// A journal is rewritten when it holds this many times the marks that are left.
 const REWRITE_RATIO: usize = 8;
+
+/// STATX_MNT_ID_UNIQUE: the plain id is given to the next mount as soon as it is free.
+const MNT_ID_UNIQUE: u32 = 0x4000;
 
 /// The life of a page cache: what was written to a file and not yet synced is believed only while
 /// it lasts.
@@ -36,10 +39,12 @@ impl Writer {
     /// When /proc cannot be read or the folder cannot be looked at.
     pub fn here(folder: &Path) -> io::Result<Self> {
         use rustix::fs::{AtFlags, CWD, StatxFlags, statx};
+        // An id that no other mount of this boot gets; kernels before 6.8 give what they have.
+        let flags = StatxFlags::MNT_ID | StatxFlags::from_bits_retain(MNT_ID_UNIQUE);
         let boot = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
             .trim()
             .to_owned();
-        let stat = statx(CWD, folder, AtFlags::empty(), StatxFlags::MNT_ID)?;
+        let stat = statx(CWD, folder, AtFlags::empty(), flags)?;
         Ok(Writer {
             boot,
             mount: stat.stx_mnt_id,
@@ -52,7 +57,7 @@ impl Writer {
 pub enum Trust {
     /// They are.
     Fine,
-    /// They may not be, for the reason given: everything is to be compared.
+    /// They may not be, for the reason given: what was touched is to be compared besides.
     Doubtful(String),
 }
 
@@ -104,7 +109,7 @@ impl Journal {
 
     /// What was written before this start; `None` when there is no file. `last_in_sync`: the epoch
     /// in which the partner was last in sync, as the histories tell. Doubtful marks come with
-    /// everything marked.
+    /// what was touched marked besides.
     ///
     /// # Errors
     /// Those of the disk.
@@ -150,7 +155,12 @@ impl Journal {
             volatile: true,
         };
         if trust != Trust::Fine {
-            marks.mark_everything(&mut MarkRecord::default());
+            // A copy that never was in sync has no touched spans to speak of.
+            let scope = match last_in_sync {
+                Some(_) => Scope::Touched,
+                None => Scope::All,
+            };
+            marks.mark_everything(scope, &mut MarkRecord::default());
             journal.rewrite(&marks)?;
         }
         Ok(Some((journal, marks, trust)))

@@ -9,6 +9,7 @@
 
 mod alone;
 mod carried;
+mod compared;
 
 use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::Range;
@@ -16,6 +17,7 @@ use std::ops::Range;
 use mortar_common::Gfid;
 use mortar_proto::data::Change;
 
+pub use self::compared::Scope;
 use super::links::{Held, Links};
 pub use alone::Link;
 
@@ -176,6 +178,7 @@ pub struct Marks {
     next_counter: u64,
     /// Set: anything may differ. The value changes whenever the comparison must begin anew.
     everything: Option<u64>,
+    scope: Scope,
     compared: Option<Gfid>,
 }
 
@@ -248,40 +251,6 @@ impl Marks {
         }
     }
 
-    /// Anything may differ, from now on.
-    pub fn mark_everything(&mut self, record: &mut MarkRecord) {
-        self.everything = Some(self.everything.map_or(0, |generation| generation + 1));
-        self.compared = None;
-        record.everything = true;
-    }
-
-    /// Set while anything may differ; another value than before: the comparison begins anew.
-    pub fn everything(&self) -> Option<u64> {
-        self.everything
-    }
-
-    /// How far the comparison of everything came.
-    pub fn compared(&self) -> Option<Gfid> {
-        self.compared
-    }
-
-    /// The comparison of everything that began as `generation` has come to `gfid`.
-    pub fn set_compared(&mut self, generation: u64, gfid: Gfid, record: &mut MarkRecord) {
-        if self.everything == Some(generation) {
-            self.compared = Some(gfid);
-            record.compared = Some(gfid);
-        }
-    }
-
-    /// All has been compared: from now on the marks are all that the copy lacks, unless everything
-    /// was marked again since `generation`.
-    pub fn compared_everything(&mut self, generation: u64) {
-        if self.everything == Some(generation) {
-            self.everything = None;
-            self.compared = None;
-        }
-    }
-
     /// Takes in marks that were written down, or another copy's worth of them.
     pub fn restore(&mut self, from: &MarkRecord) {
         self.take_in(from, &mut MarkRecord::default());
@@ -295,6 +264,7 @@ impl Marks {
         let mut records = Vec::new();
         let mut record = MarkRecord {
             everything: self.everything.is_some(),
+            touched_only: self.everything.is_some() && self.scope == Scope::Touched,
             compared: self.compared,
             ..Default::default()
         };
@@ -550,7 +520,7 @@ impl Marks {
         if self.count > enough {
             self.objects.clear();
             (self.count, self.listings, self.links) = (0, 0, Links::default());
-            self.mark_everything(record);
+            self.mark_everything(self.scope, record);
         }
     }
 }

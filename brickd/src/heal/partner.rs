@@ -7,7 +7,7 @@ use mortar_common::BrickId;
 use mortar_proto::data::{Change, EpochRef};
 
 use super::journal::{Journal, Trust, Writer};
-use super::marks::Marks;
+use super::marks::{Marks, Scope};
 use super::record::MarkRecord;
 use crate::brick::{BrickError, Store};
 
@@ -51,7 +51,7 @@ impl PartnerMarks {
 
     /// What was written down before this start; `None` when nothing was. `last_in_sync`: the epoch
     /// in which the partner was last in sync, as the histories tell. When the marks are doubtful,
-    /// everything is marked.
+    /// what is touched is marked besides.
     ///
     /// # Errors
     /// Those of the disk.
@@ -121,13 +121,13 @@ impl PartnerMarks {
         Ok(())
     }
 
-    /// Everything is to be compared: `volume heal V full`, or a partner of which too little is
-    /// known.
+    /// Everything in this scope is to be compared: `volume heal V full`, or a partner of which too
+    /// little is known.
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn mark_everything(&self) -> Result<(), BrickError> {
-        self.edit(|marks, record| marks.mark_everything(record))
+    pub fn mark_everything(&self, scope: Scope) -> Result<(), BrickError> {
+        self.edit(|marks, record| marks.mark_everything(scope, record))
     }
 
     /// Marks what a copy says that it changed alone.

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use mortar_proto::control::{BrickHeal, HealEntry};
 
-use super::marks::Summary;
+use super::marks::{Scope, Summary};
 use super::partner::PartnerMarks;
 use super::touch::TO_THE_END;
 use crate::brick::HealSource;
@@ -115,21 +115,21 @@ pub fn report(
     partner: &str,
 ) -> BrickHeal {
     let (summaries, total, count, everything) = marks.look(|marks| {
+        let scope = marks.everything().map(|_| marks.scope());
         let summaries = marks.summaries(ENTRIES_LISTED);
-        (
-            summaries,
-            marks.objects(),
-            marks.len(),
-            marks.everything().is_some(),
-        )
+        (summaries, marks.objects(), marks.len(), scope)
     });
     let mut entries: Vec<HealEntry> = Vec::with_capacity(summaries.len() + 1);
-    if everything {
+    if let Some(scope) = everything {
+        let what = match scope {
+            Scope::All => "all of",
+            Scope::Touched => "what was changed lately on",
+        };
         let compared = progress.map_or(0, Progress::compared);
         entries.push(HealEntry {
             path: "/".to_owned(),
             why: format!(
-                "all of {partner} is compared, because it is not known what it lacks ({compared} files and directories compared so far)"
+                "{what} {partner} is compared, because it is not known what it lacks ({compared} files and directories compared so far)"
             ),
             healing: progress.is_some(),
             ..Default::default()
@@ -148,7 +148,7 @@ pub fn report(
         });
     }
     let bytes_pending = bytes_pending(marks, source);
-    let total = (total + usize::from(everything)) as u64;
+    let total = (total + usize::from(everything.is_some())) as u64;
     BrickHeal {
         entries,
         total,

@@ -4,10 +4,13 @@ use bytes::Bytes;
 use mortar_common::{FsError, Gfid};
 use mortar_proto::data::op::Op as Ask;
 use mortar_proto::data::result::Ok as Answer;
-use mortar_proto::data::{self, HealObjectStep, HealStat, Object, Op, Orphans, ReadDir, SumRange};
+use mortar_proto::data::{
+    self, HealObjectStep, HealStat, Object, Op, Orphans, ReadDir, SumRange, TouchedOp,
+};
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
 
+use super::touched::{Span, spans_of};
 use crate::brick::{BrickError, HealSource};
 
 /// Gfids in one answer to [`Orphans`].
@@ -25,6 +28,7 @@ pub fn answer(brick: &dyn HealSource, op: &Op) -> Option<data::Result> {
             ..Default::default()
         }),
         Ask::Orphans(ask) => orphans(brick, ask),
+        Ask::Touched(_) => touched(brick),
         _ => return None,
     };
     Some(answered.unwrap_or_else(|error| data::Result {
@@ -92,6 +96,23 @@ pub(super) fn ask_read_dir(page: &ReadDir) -> Op {
     }
 }
 
+/// Asks what the copy has touched.
+pub(super) fn ask_touched() -> Op {
+    Op {
+        op: Some(Ask::Touched(TouchedOp {})),
+    }
+}
+
+/// The answer to [`ask_touched`]; `None`: it does not know.
+pub(super) fn touched_of(answer: &data::Result) -> Option<Vec<Span>> {
+    let Some(Answer::Bytes(bytes)) = &answer.ok else {
+        return None;
+    };
+    let codes = bytes.chunks_exact(4);
+    let code = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap_or([u8::MAX; 4]));
+    Some(codes.map(|bytes| Span::from_code(code(bytes))).collect())
+}
+
 /// Asks for objects without a name.
 pub(super) fn ask_orphans(after: Gfid) -> Op {
     Op {
@@ -129,6 +150,18 @@ fn sum_range(brick: &dyn HealSource, ask: &SumRange) -> Result<data::Result, Bri
     let sum = brick.sum(ask.gfid.unwrap_or_default(), ask.offset, ask.len)?;
     Ok(data::Result {
         ok: Some(Answer::Sum(sum)),
+        ..Default::default()
+    })
+}
+
+fn touched(brick: &dyn HealSource) -> Result<data::Result, BrickError> {
+    let spans = spans_of(brick)?;
+    let bytes = spans.map(|spans| {
+        let codes = spans.iter().flat_map(|span| span.code().to_le_bytes());
+        Answer::Bytes(Bytes::from(codes.collect::<Vec<u8>>()))
+    });
+    Ok(data::Result {
+        ok: bytes,
         ..Default::default()
     })
 }

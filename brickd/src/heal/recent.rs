@@ -7,7 +7,7 @@ use mortar_common::{BrickId, Gfid};
 use mortar_proto::data::{Change, FsyncStep};
 
 use super::links::Held;
-use super::marks::Marks;
+use super::marks::{Marks, Scope};
 use super::ranges::{RangeValue, Ranges};
 use super::record::MarkRecord;
 use super::touch::{Lacks, Touch, each_touch};
@@ -176,7 +176,7 @@ impl Recent {
         let (mut marks, mut record) = (Marks::new(), MarkRecord::default());
         let confirmed = self.partners.get(&partner).copied();
         if confirmed.is_none_or(|confirmed| confirmed < self.everything) {
-            marks.mark_everything(&mut record);
+            marks.mark_everything(Scope::Touched, &mut record);
         }
         let confirmed = confirmed.unwrap_or(0);
         // In the order of their last changes, so that the oldest is healed first.

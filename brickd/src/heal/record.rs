@@ -24,6 +24,10 @@ pub struct MarkRecord {
     /// How far that comparison came: the last object compared.
     #[prost(message, optional, tag = "6")]
     pub compared: Option<Gfid>,
+    /// With `everything`: anything in the spans that one of the two copies has touched may differ,
+    /// and nothing else.
+    #[prost(bool, tag = "7")]
+    pub touched_only: bool,
 }
 
 /// A name that may hold something else.

@@ -2,8 +2,8 @@
 
 mod bytes;
 mod changes;
-mod double;
+pub mod double;
 mod model;
 mod rig;
 mod scenarios;
-mod tree;
+pub mod tree;

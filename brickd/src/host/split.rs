@@ -82,7 +82,7 @@ impl BrickHost {
             Some(alone) => alone.look(Marks::clone),
             None => {
                 let mut all = Marks::new();
-                all.mark_everything(&mut MarkRecord::default());
+                all.mark_everything(crate::heal::Scope::All, &mut MarkRecord::default());
                 all
             }
         };

@@ -17,14 +17,16 @@ use mortar_common::BrickId;
 use mortar_proto::data::{Change, CopySynced, EpochRef, change::Step};
 use tracing::{info, warn};
 
-use crate::brick::{BrickError, HealSource, Store};
-use crate::heal::{Marks, PartnerMarks, Recent, Trust, Verdict, Writer};
+use super::now_ms;
+use crate::brick::{BrickError, HealSource, Store, StoredState};
+use crate::heal::{Marks, PartnerMarks, Recent, Scope, Touched, Trust, Verdict, Writer};
 
 /// Notes about every other copy.
 pub struct Absent {
     me: BrickId,
     store: Arc<dyn HealSource>,
     writer: Writer,
+    touched: Touched,
     inner: Mutex<Inner>,
 }
 
@@ -35,6 +37,8 @@ struct Inner {
     synced_here: u64,
     /// Sessions that bring what the other side of a split changed.
     merging: HashSet<u64>,
+    /// The last change when this copy first was in sync in this life.
+    in_sync_from: Option<u64>,
 }
 
 /// One other copy.
@@ -66,15 +70,21 @@ impl Absent {
         });
         Absent {
             me,
+            touched: Touched::new(Arc::clone(&store) as Arc<dyn Store>),
+            inner: Mutex::new(Inner {
+                partners: recorded_by(&store.stored_state()),
+                ..Inner::default()
+            }),
             store,
             writer,
-            inner: Mutex::default(),
         }
     }
 
-    /// Notes a change that this copy is about to apply: for partners in sync in the list of recent
-    /// changes, for absent ones as marks, durable ones when the change is itself a sync.
+    /// Notes a change that this copy is about to apply: that what it touches is touched; for partners
+    /// in sync in the list of recent changes, for absent ones as marks, durable ones when the change
+    /// is itself a sync.
     pub fn note(&self, change: &Change) -> Result<(), BrickError> {
+        self.touched.before(change, now_ms())?;
         if is_heal(change) {
             return Ok(());
         }
@@ -145,7 +155,7 @@ impl Absent {
         match marks {
             Some(marks) if synced < known => {
                 warn!(%copy, synced, known, "a copy was rolled back: everything is compared");
-                marks.mark_everything()
+                marks.mark_everything(Scope::All)
             }
             Some(_) | None => Ok(()),
         }
@@ -263,7 +273,7 @@ impl Absent {
                     recent,
                 )?);
                 if !noted {
-                    marks.mark_everything()?;
+                    marks.mark_everything(Scope::Touched)?;
                 }
                 partner.marks = Some(Arc::clone(&marks));
                 marks
@@ -277,7 +287,7 @@ impl Absent {
     }
 
     /// The marks of a copy that is not in sync: those in memory, those of the disk, or else
-    /// everything is marked. `last_in_sync` is the newest epoch that lists it.
+    /// what was touched is marked, and everything for a copy that never was in sync. `last_in_sync` is the newest epoch that lists it.
     pub fn ensure(
         &self,
         copy: BrickId,
@@ -293,13 +303,16 @@ impl Absent {
         let marks = match loaded {
             Some((marks, Trust::Fine)) => Arc::new(marks),
             Some((marks, Trust::Doubtful(why))) => {
-                info!(%copy, why, "its marks are not believed: everything will be compared");
+                info!(%copy, why, "its marks are not all: what was touched will be compared too");
                 Arc::new(marks)
             }
             None => {
                 let epoch = last_in_sync.unwrap_or_default();
                 let marks = PartnerMarks::begin(store, copy, epoch, &self.writer, Marks::new())?;
-                marks.mark_everything()?;
+                marks.mark_everything(match last_in_sync {
+                    Some(_) => Scope::Touched,
+                    None => Scope::All,
+                })?;
                 Arc::new(marks)
             }
         };
@@ -353,6 +366,44 @@ impl Absent {
             .collect()
     }
 
+    /// This copy is in sync, after the change `number`.
+    pub fn in_sync(&self, number: u64) {
+        self.lock().in_sync_from.get_or_insert(number);
+    }
+
+    /// What other copies told this one that they had recorded as durable.
+    pub fn recorded_syncs(&self) -> Vec<CopySynced> {
+        let inner = self.lock();
+        let recorded = inner.partners.iter().map(|(brick, partner)| CopySynced {
+            brick: brick.0,
+            number: partner.recorded,
+        });
+        recorded.filter(|synced| synced.number > 0).collect()
+    }
+
+    /// Lets go of what was touched, is quiet, and is durable on all copies; `others` are all other
+    /// bricks of the set, every one of which must be in sync.
+    pub fn settle_touched(&self, others: &[BrickId]) -> Result<(), BrickError> {
+        let (number, in_sync_from) = {
+            let inner = self.lock();
+            let Some(in_sync_from) = inner.in_sync_from else {
+                return Ok(());
+            };
+            let synced = |brick: &BrickId| {
+                let partner = inner.partners.get(brick)?;
+                partner.marks.is_none().then_some(partner.synced)
+            };
+            let confirmed: Option<Vec<u64>> = others.iter().map(synced).collect();
+            let Some(confirmed) = confirmed else {
+                return Ok(());
+            };
+            let number = confirmed.into_iter().min().unwrap_or(u64::MAX);
+            (number.min(inner.synced_here), in_sync_from)
+        };
+        self.touched
+            .synced_everywhere(number, in_sync_from, now_ms())
+    }
+
     /// Whether the list of recent changes is so long that all copies should sync.
     pub fn wants_sync(&self) -> bool {
         self.lock().recent.len() >= crate::heal::recent::RECENT_SYNC_WANTED
@@ -361,6 +412,18 @@ impl Absent {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// What this copy knew of the others when it last wrote it down.
+fn recorded_by(stored: &StoredState) -> HashMap<BrickId, Partner> {
+    let partner = |synced: &CopySynced| {
+        let partner = Partner {
+            recorded: synced.number,
+            ..Partner::default()
+        };
+        (BrickId(synced.brick), partner)
+    };
+    stored.recorded.iter().map(partner).collect()
 }
 
 /// Whether a change is part of a heal: it goes to one copy and is noted for nobody.

@@ -68,6 +68,10 @@ pub struct Core {
     proposal: Option<Proposal>,
 
     view: Option<RegistryView>,
+    /// What this copy had recorded as durable when it started.
+    synced_at_start: u64,
+    /// Its disk holds an older state than it once told another copy.
+    rolled_back: bool,
     /// A linearizable read has been answered since the start.
     fresh: bool,
     started_ms: u64,

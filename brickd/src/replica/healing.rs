@@ -28,7 +28,7 @@ use super::streams::{Numbered, lock_unanswered};
 use super::{Replica, now_ms};
 use crate::brick::HealSource;
 use crate::heal::record::MarkRecord;
-use crate::heal::{Gone, HealControl, HealError, HealPort, Healer, PartnerMarks, Progress};
+use crate::heal::{Gone, HealControl, HealError, HealPort, Healer, PartnerMarks, Progress, Scope};
 
 /// Bytes of heal changes on their way to one copy.
 const WINDOW_BYTES: usize = 8 << 20;
@@ -180,7 +180,7 @@ impl Replica {
     /// everything is compared.
     pub fn launch_heal(self: &Arc<Self>, full: bool) {
         for marks in self.absent.all_marks() {
-            if full && let Err(failure) = marks.mark_everything() {
+            if full && let Err(failure) = marks.mark_everything(Scope::All) {
                 warn!(%failure, "a full heal could not be started");
             }
         }

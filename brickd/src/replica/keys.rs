@@ -280,6 +280,7 @@ pub fn keys_of_op(op: &Op, session: SessionId, previous: Option<Gfid>) -> Keys {
         | OpKind::SumRange(_)
         | OpKind::HealStat(_)
         | OpKind::Orphans(_)
+        | OpKind::Touched(_)
         | OpKind::AloneMarks(_)
         | OpKind::MergeEnd(_) => {}
     }

@@ -344,6 +344,7 @@ impl Replica {
             return;
         }
         let last = self.lock_core().last_number();
+        self.absent.in_sync(last);
         for brick in self.ports.bricks() {
             if brick != me && listed(brick) {
                 self.absent.is_back(brick);
@@ -363,6 +364,22 @@ impl Replica {
             }
         }
         Ok(())
+    }
+
+    /// Lets go of what was touched, when all copies are in sync.
+    pub(super) fn settle_touched(self: &Arc<Self>) {
+        let (role, epoch) = self.role();
+        let me = self.setting().me;
+        let mut others = self.ports.bricks();
+        others.retain(|brick| *brick != me);
+        let in_sync = |brick: &BrickId| epoch.in_sync.iter().any(|copy| copy.brick == brick.0);
+        let serves = matches!(role, super::core::Role::Primary | super::core::Role::Backup);
+        if serves
+            && others.iter().all(in_sync)
+            && let Err(failure) = self.absent.settle_touched(&others)
+        {
+            self.disk_failed(&failure.to_string());
+        }
     }
 
     pub(super) fn send_table(&self, to: BrickId) {

@@ -290,6 +290,7 @@ pub fn plan(op: &Op, context: &Context<'_>) -> Result<Plan, PlanError> {
         | OpKind::SumRange(_)
         | OpKind::HealStat(_)
         | OpKind::Orphans(_)
+        | OpKind::Touched(_)
         | OpKind::AloneMarks(_)
         | OpKind::MergeEnd(_) => Err(FsError::Invalid.into()),
     }?;

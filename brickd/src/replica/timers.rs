@@ -32,6 +32,7 @@ pub(super) fn start(replica: &Arc<Replica>) {
             replica.sync_and_confirm();
             due.synced(number, written);
         }
+        replica.settle_touched();
     });
 }
 

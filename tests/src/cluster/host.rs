@@ -19,6 +19,7 @@ use rustix::process::Signal;
 
 use super::mount::Mount;
 use super::net::{Cable, Place, Switch, add_namespace, enter_network, in_network, processes_in};
+use super::power::PowerDisk;
 use super::process::{Process, Ran, program, run, signal_process, wait_until};
 
 /// The port of every brickd.
@@ -44,6 +45,7 @@ pub struct Host {
     hosts_file: PathBuf,
     brickd: Mutex<Option<Process>>,
     mounts: Mutex<u32>,
+    pub(super) power: Mutex<Option<PowerDisk>>,
 }
 
 impl Host {
@@ -62,6 +64,7 @@ impl Host {
             hosts_file: base.join("hosts"),
             brickd: Mutex::new(None),
             mounts: Mutex::new(0),
+            power: Mutex::new(None),
         }
     }
 

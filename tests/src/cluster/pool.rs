@@ -15,7 +15,7 @@ use mortar_proto::control::{
 use mortar_proto::registry::{ReplicaSet, View, Volume};
 use tonic::transport::{Channel, Endpoint};
 
-use super::{Cluster, Host, PORT, wait_until};
+use super::{Cluster, FileSystem, Host, PORT, wait_until};
 
 /// The volume of a cluster that was founded with [`Cluster::two_hosts`] or
 /// [`Cluster::three_peers`].
@@ -43,6 +43,22 @@ impl Cluster {
         cluster
     }
 
+    /// Hosts gfs01, gfs02 and, as a witness, gfs03 if there are three `peers`, all with a disk that
+    /// [`super::cut_power`] can cut; the volume of two copies is started. And a host `client`.
+    #[track_caller]
+    pub fn with_power_disks(peers: usize, file_system: FileSystem) -> Self {
+        let names = ["gfs01", "gfs02", "gfs03"];
+        let peers = &names[..peers];
+        let hosts: Vec<&str> = peers.iter().copied().chain(["client"]).collect();
+        let cluster = Cluster::new(&hosts);
+        let specs: Vec<String> = peers
+            .iter()
+            .map(|peer| cluster.host(peer).power_disk(file_system))
+            .collect();
+        cluster.found_on(peers, &specs[..2]);
+        cluster
+    }
+
     /// gfs01 alone with one brick, and a host `client`.
     #[track_caller]
     pub fn one_host() -> Self {
@@ -54,6 +70,15 @@ impl Cluster {
     /// Starts brickd on `peers`, joins them and starts a volume over the first `replica`.
     #[track_caller]
     fn found(&self, peers: &[&str], replica: usize) {
+        let bricks: Vec<String> = peers[..replica]
+            .iter()
+            .map(|peer| self.host(peer).brick_spec(BRICK))
+            .collect();
+        self.found_on(peers, &bricks);
+    }
+
+    #[track_caller]
+    fn found_on(&self, peers: &[&str], bricks: &[String]) {
         for peer in peers {
             self.host(peer).start_brickd();
         }
@@ -64,12 +89,8 @@ impl Cluster {
                 "peer probe: success"
             );
         }
-        let bricks: Vec<String> = peers[..replica]
-            .iter()
-            .map(|peer| self.host(peer).brick_spec(BRICK))
-            .collect();
-        let replica = if replica > 1 {
-            format!("replica {replica}")
+        let replica = if bricks.len() > 1 {
+            format!("replica {}", bricks.len())
         } else {
             String::new()
         };

@@ -1,6 +1,6 @@
 //! What survives: an orderly close, a crash, a restore to another disk.
 
-use mortar_proto::data::{EpochRef, FsyncStep};
+use mortar_proto::data::{CopySynced, EpochRef, FsyncStep};
 use mortar_proto::registry::{Copy, Epoch};
 
 use super::super::{HealSource, StoredState};
@@ -47,6 +47,10 @@ fn the_stored_state_is_replaced_whole() {
         alone: Some(epoch(4)),
         synced: 12,
         last_number: 15,
+        recorded: vec![CopySynced {
+            brick: 78,
+            number: 11,
+        }],
     };
     fix.brick().store_state(&state).unwrap();
     assert_eq!(fix.brick().stored_state(), state);

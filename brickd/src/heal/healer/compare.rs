@@ -4,7 +4,7 @@
 //! directory's names one by one, a file's content by sums of its ranges. Differences become marks
 //! and are carried as they are found, so that not many are there at a time. Meanwhile every change
 //! is marked and none is applied on the copy, so it does not matter that objects move during the
-//! walk. The walk goes by object, not by path: youngest objects first, as these differ most likely;
+//! walk. As a rule only what one of the two copies has touched is compared. The walk goes by object, not by path: youngest objects first, as these differ most likely;
 //! it goes on where it was after an interruption.
 
 use std::collections::{BinaryHeap, VecDeque};
@@ -15,11 +15,16 @@ use mortar_common::Gfid;
 use mortar_proto::data::result::Ok as Answer;
 use mortar_proto::data::{DirEntry, HealObjectStep, Object, ReadDir};
 
+use super::super::marks::Scope;
 use super::super::port::HealError;
-use super::super::query::{ask_orphans, ask_sum, file_type, found, object_sum};
+use super::super::query::{
+    ask_orphans, ask_sum, ask_touched, file_type, found, object_sum, touched_of,
+};
 use super::super::touch::{Lacks, TO_THE_END, Touch};
+use super::super::touched::{Span, spans_of};
 use super::names::first_page;
 use super::{Healer, Origin, STATS_PER_ASK, Seen, Told};
+use crate::brick::store::handle_bucket;
 
 /// Objects of which the ids are kept at a time (16 bytes each).
 const CHUNK_OBJECTS: usize = 262_144;
@@ -37,6 +42,8 @@ const NAMES_PENDING_MAX: usize = 1_024;
 /// A walk over all objects of the source.
 pub(super) struct Walk {
     generation: u64,
+    /// What of the source is compared; `None` = all.
+    spans: Option<Vec<Span>>,
     /// The next objects, in the order of the walk.
     queue: VecDeque<Gfid>,
     /// The last object of the queue as it was filled; `None` = the walk begins.
@@ -57,12 +64,21 @@ impl Healer<'_> {
             Some(walk) if walk.generation == generation => walk,
             _ => {
                 let compared = self.marks().look(|marks| marks.compared());
-                tracing::info!(
-                    resumed = compared.is_some(),
-                    "comparing everything with the copy"
-                );
+                let spans = self.spans_to_compare()?;
+                match &spans {
+                    Some(spans) => tracing::info!(
+                        resumed = compared.is_some(),
+                        spans = spans.len(),
+                        "comparing what was touched with the copy"
+                    ),
+                    None => tracing::info!(
+                        resumed = compared.is_some(),
+                        "comparing everything with the copy"
+                    ),
+                }
                 Walk {
                     generation,
+                    spans,
                     queue: VecDeque::new(),
                     reached: compared,
                     compared,
@@ -71,7 +87,7 @@ impl Healer<'_> {
             }
         };
         if walk.queue.is_empty() {
-            walk.queue = self.next_chunk(walk.reached)?;
+            walk.queue = self.next_chunk(walk.reached, walk.spans.as_deref())?;
             match walk.queue.back() {
                 Some(last) => walk.reached = Some(*last),
                 None => return self.walk_ends(&walk),
@@ -113,13 +129,33 @@ impl Healer<'_> {
         self.marks().compared_everything(walk.generation)?;
         tracing::info!(
             objects = self.progress.compared(),
-            "everything has been compared"
+            of_all = walk.spans.is_none(),
+            "the comparison is done"
         );
         Ok(())
     }
 
+    /// What this copy or the other has touched; `None` when one of them does not know, or all is
+    /// to be compared whatever they know.
+    fn spans_to_compare(&self) -> Result<Option<Vec<Span>>, HealError> {
+        if self.marks().look(|marks| marks.scope()) == Scope::All {
+            return Ok(None);
+        }
+        let answer = self.ask(vec![ask_touched()])?.pop().unwrap_or_default();
+        let both = touched_of(&answer).zip(spans_of(self.port.source())?);
+        Ok(both.map(|(mut theirs, ours)| {
+            theirs.extend(ours);
+            theirs
+        }))
+    }
+
     /// The next objects of the source behind `after`, in the order of the walk.
-    fn next_chunk(&self, after: Option<Gfid>) -> Result<VecDeque<Gfid>, HealError> {
+    fn next_chunk(
+        &self,
+        after: Option<Gfid>,
+        spans: Option<&[Span]>,
+    ) -> Result<VecDeque<Gfid>, HealError> {
+        let wanted = |bucket| spans.is_none_or(|spans| spans.iter().any(|span| span.holds(bucket)));
         let after = after.map(order);
         let mut heap: BinaryHeap<(u64, Gfid)> = BinaryHeap::new();
         let mut offer = |gfid: Gfid| {
@@ -131,8 +167,10 @@ impl Healer<'_> {
                 }
             }
         };
-        offer(Gfid::ROOT);
-        self.port.source().each_handle(&mut |gfid| {
+        if wanted(handle_bucket(Gfid::ROOT)) {
+            offer(Gfid::ROOT);
+        }
+        self.port.source().each_handle(&wanted, &mut |gfid| {
             if gfid != Gfid::ROOT {
                 offer(gfid);
             }

@@ -4,7 +4,7 @@ use mortar_common::Gfid;
 use mortar_proto::data::FreeStep;
 use mortar_proto::data::change::Step;
 
-use super::super::marks::MarkState;
+use super::super::marks::{MarkState, Scope};
 use super::super::port::{HealError, Key};
 use super::super::query::file_type;
 use super::super::touch::TO_THE_END;
@@ -92,7 +92,7 @@ impl Healer<'_> {
             self.comparisons_left -= 1;
             tracing::info!(%gfid, "the copy names an object that this one does not have: comparing everything");
             self.marks()
-                .edit(|marks, record| marks.mark_everything(record))?;
+                .edit(|marks, record| marks.mark_everything(Scope::All, record))?;
         } else {
             tracing::info!(%gfid, "the copy goes on naming an object that this one does not have");
         }

@@ -6,7 +6,7 @@ use mortar_proto::data::change::Step;
 
 use super::super::record::{MarkRecord, NameMark, RangeMark};
 use super::super::touch::{Lacks, Touch};
-use super::{Held, Marks, RECORD_MARKS};
+use super::{Held, Marks, RECORD_MARKS, Scope};
 
 /// A directory with more marked names than this is handed over as marked whole.
 const NAMES_HANDED: usize = 16_384;
@@ -130,7 +130,12 @@ impl Marks {
     /// Marks what another's record says; what was not marked before is added to `new`.
     pub fn take_in(&mut self, from: &MarkRecord, new: &mut MarkRecord) {
         if from.everything {
-            self.mark_everything(new);
+            let scope = if from.touched_only {
+                Scope::Touched
+            } else {
+                Scope::All
+            };
+            self.mark_everything(scope, new);
         }
         for gfid in &from.objects {
             self.mark(Touch::Object(*gfid, Lacks::Attributes), new);

@@ -12,6 +12,7 @@ use mortar_proto::data::{
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::tree::{Node, Tree};
+use crate::brick::store::handle_bucket;
 use crate::brick::{BrickError, HealSource, Store, StoredState};
 
 const PAGE: u64 = 4096;
@@ -20,6 +21,8 @@ const PAGE: u64 = 4096;
 pub struct Double {
     pub tree: Mutex<Tree>,
     pub records: Mutex<BTreeMap<String, Vec<Vec<u8>>>>,
+    /// `.mortar/touched`, and how often it was made durable.
+    touched: Mutex<(Option<BTreeMap<u32, u32>>, usize)>,
 }
 
 impl Double {
@@ -27,7 +30,18 @@ impl Double {
         Double {
             tree: Mutex::new(tree),
             records: Mutex::default(),
+            touched: Mutex::new((Some(BTreeMap::new()), 0)),
         }
+    }
+
+    /// How often something was made durable in `.mortar/touched`.
+    pub fn touched_writes(&self) -> usize {
+        self.touched.lock().unwrap().1
+    }
+
+    /// As on a brick of before there was one.
+    pub fn lose_touched(&self) {
+        self.touched.lock().unwrap().0 = None;
     }
 
     fn with<T>(
@@ -177,6 +191,30 @@ impl Store for Double {
     fn record_files(&self) -> Result<Vec<String>, BrickError> {
         Ok(self.records.lock().unwrap().keys().cloned().collect())
     }
+    fn read_touched(&self) -> Result<Option<Vec<(u32, u32)>>, BrickError> {
+        let (codes, _) = &*self.touched.lock().unwrap();
+        Ok(codes
+            .as_ref()
+            .map(|codes| codes.iter().map(|(slot, code)| (*slot, *code)).collect()))
+    }
+    fn write_touched(&self, slot: u32, code: Option<u32>) -> Result<(), BrickError> {
+        let (codes, writes) = &mut *self.touched.lock().unwrap();
+        let codes = codes.as_mut().unwrap();
+        match code {
+            Some(code) => {
+                *writes += 1;
+                codes.insert(slot, code);
+            }
+            None => drop(codes.remove(&slot)),
+        }
+        Ok(())
+    }
+    fn replace_touched(&self, with: &[u32]) -> Result<(), BrickError> {
+        let (codes, writes) = &mut *self.touched.lock().unwrap();
+        *writes += 1;
+        *codes = Some((0..).zip(with.iter().copied()).collect());
+        Ok(())
+    }
 }
 
 impl HealSource for Double {
@@ -224,9 +262,16 @@ impl HealSource for Double {
     fn path_of(&self, gfid: Gfid) -> Option<String> {
         Some(format!("/{gfid}"))
     }
-    fn each_handle(&self, each: &mut dyn FnMut(Gfid) -> bool) -> Result<(), BrickError> {
+    fn each_handle(
+        &self,
+        wanted: &dyn Fn(u32) -> bool,
+        each: &mut dyn FnMut(Gfid) -> bool,
+    ) -> Result<(), BrickError> {
         let gfids: Vec<Gfid> = self.tree.lock().unwrap().nodes.keys().copied().collect();
-        gfids.into_iter().all(each);
+        gfids
+            .into_iter()
+            .filter(|gfid| wanted(handle_bucket(*gfid)))
+            .all(each);
         Ok(())
     }
     fn orphans(&self) -> Result<Vec<Gfid>, BrickError> {

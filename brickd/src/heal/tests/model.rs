@@ -1,18 +1,22 @@
 //! Marks against a naive model, and random lives of a copy.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use mortar_common::Gfid;
 use mortar_proto::data::Change;
 
 use super::changes::{Random, random_step};
+use super::double::Double;
 use super::rig::{EPOCH, PARTNER, Rig, writer};
 use super::tree::Tree;
+use crate::brick::Store;
+use crate::heal::Scope;
 use crate::heal::links::Held;
 use crate::heal::marks::{MARKS_MAX, MarkState, Marks};
 use crate::heal::record::MarkRecord;
 use crate::heal::touch::{Lacks, Touch, each_touch};
-use crate::heal::{PartnerMarks, Trust, Writer};
+use crate::heal::{PartnerMarks, Touched, Trust, Writer};
 
 /// Pending, or carried by this number; what it held before the first change, and after the last.
 type NaiveName = (Option<u64>, Option<Gfid>, Option<Gfid>);
@@ -354,7 +358,7 @@ fn an_unknown_copy_is_compared() {
         }
         rig.random_changes(150);
         rig.copy_holds(if seed % 4 == 0 { Tree::new() } else { theirs });
-        rig.marks.mark_everything().unwrap();
+        rig.marks.mark_everything(Scope::All).unwrap();
         {
             let mut line = rig.line.lock().unwrap();
             line.live_left = 200;
@@ -363,4 +367,64 @@ fn an_unknown_copy_is_compared() {
         rig.heal();
         rig.assert_equal();
     }
+}
+
+#[test]
+fn after_both_lost_their_memory_what_was_touched_is_all_that_differs() {
+    let (mut compared, mut objects) = (0, 0);
+    for seed in 0..60 {
+        let rig = Rig::new(Tree::new(), seed);
+        rig.random_changes(300);
+        let mut theirs = rig.source.tree.lock().unwrap().clone();
+        let mut random = Random(seed * 7 + 1);
+        let (ours, noted) = (
+            Touched::new(rig.source.clone()),
+            Arc::new(Double::new(Tree::new())),
+        );
+        let touched = Touched::new(noted.clone());
+        // Each applies, and keeps through its power cut, changes that the other does not.
+        for number in 1..1 + seed % 4 * 4 {
+            let now_ms = number * 10_000;
+            let (step, payload) = random_step(&mut random, &theirs);
+            let change = Change {
+                number,
+                step: Some(step),
+                ..Default::default()
+            };
+            touched.before(&change, now_ms).unwrap();
+            let _refused = theirs.apply(&change, &payload);
+            let (step, payload) = random_step(&mut random, &rig.source.tree.lock().unwrap());
+            let change = Change {
+                number,
+                step: Some(step.clone()),
+                ..Default::default()
+            };
+            ours.before(&change, now_ms).unwrap();
+            let _refused = rig.change(step, &payload);
+        }
+        rig.copy_holds(theirs);
+        let codes = noted.read_touched().unwrap().unwrap();
+        let codes: Vec<u32> = codes.into_iter().map(|(_, code)| code).collect();
+        rig.copy.replace_touched(&codes).unwrap();
+        rig.marks.mark_everything(Scope::Touched).unwrap();
+        rig.line.lock().unwrap().live_left = (seed % 3 * 50) as usize;
+        objects += rig.source.tree.lock().unwrap().nodes.len() as u64;
+        compared += rig.heal().compared();
+        rig.assert_equal();
+    }
+    assert!(
+        compared < objects / 2,
+        "{compared} of {objects} objects were compared"
+    );
+}
+
+#[test]
+fn a_copy_that_does_not_know_what_it_touched_is_compared_whole() {
+    let rig = Rig::new(Tree::new(), 5);
+    rig.random_changes(100);
+    rig.copy_holds(Tree::new());
+    rig.copy.lose_touched();
+    rig.marks.mark_everything(Scope::Touched).unwrap();
+    rig.heal();
+    rig.assert_equal();
 }

@@ -11,6 +11,7 @@ use mortar_proto::data::{
 
 use super::rig::{Rig, gfid};
 use super::tree::Tree;
+use crate::heal::Scope;
 use crate::heal::progress::report;
 use crate::heal::{HealControl, HealError, Healer, Progress};
 
@@ -328,7 +329,7 @@ fn a_copy_that_was_rolled_back_is_compared_and_gets_what_differs() {
     }
     let theirs = rig.copy.tree.lock().unwrap().clone();
     rig.copy_holds(theirs);
-    rig.marks.mark_everything().unwrap();
+    rig.marks.mark_everything(Scope::All).unwrap();
     let (changes, bytes) = heal(&rig);
     assert!(
         bytes <= 64 * 1024 + 3_000 && changes < 12,
@@ -349,7 +350,7 @@ fn an_object_of_another_type_is_replaced() {
         let file = make(&rig, dir, "x", order, FILE);
         write(&rig, file, 0, b"content");
         rig.copy_holds(theirs);
-        rig.marks.mark_everything().unwrap();
+        rig.marks.mark_everything(Scope::All).unwrap();
         heal(&rig);
     }
 }
@@ -363,7 +364,7 @@ fn a_comparison_goes_on_where_it_was() {
         make(&rig, dir, &format!("f{number}"), 100 + number, FILE);
     }
     copy_goes_out(&rig);
-    rig.marks.mark_everything().unwrap();
+    rig.marks.mark_everything(Scope::All).unwrap();
     // 64 objects a question: lost after the first checkpoint, at 8,192 objects.
     rig.line.lock().unwrap().lost_in = Some(2 * 150);
     let progress = rig.heal();

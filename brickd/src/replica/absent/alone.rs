@@ -91,7 +91,10 @@ impl Absent {
                 Some(alone) => alone.look(|marks| marks.would_lose(step, link)),
                 None => {
                     let mut all = Marks::new();
-                    all.mark_everything(&mut crate::heal::record::MarkRecord::default());
+                    all.mark_everything(
+                        crate::heal::Scope::All,
+                        &mut crate::heal::record::MarkRecord::default(),
+                    );
                     all.would_lose(step, link)
                 }
             };

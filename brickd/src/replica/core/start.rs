@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mortar_common::{BrickId, Incarnation};
-use mortar_proto::data::EpochRef;
+use mortar_proto::data::{CopySynced, EpochRef};
 use mortar_proto::registry::{Copy, Epoch};
 
 use super::history::{self, Relation, reference};
@@ -43,6 +43,8 @@ impl Core {
             storing: None,
             proposal: None,
             view: None,
+            synced_at_start: stored.synced,
+            rolled_back: false,
             fresh: false,
             started_ms: now_ms,
             ticked_ms: now_ms,
@@ -86,6 +88,7 @@ impl Core {
             let how = Gone::Goodbye { process: false };
             self.remember_dead(brick, old, Death { how, at_ms: now_ms });
         }
+        self.compare_with_my_past(&state);
         match self.relation_to(theirs, &state.history) {
             Relation::Newer => self.heard_of(theirs, now_ms, &mut out),
             // Both went alone. A copy that has the registry's word behind it goes on, or else the
@@ -108,6 +111,17 @@ impl Core {
         );
         self.settle(now_ms, &mut out);
         out
+    }
+
+    /// Another copy remembers of this one's former lives how far it had synced. Its own syncs of
+    /// this life, which begin once it is healed, say nothing of that.
+    fn compare_with_my_past(&mut self, state: &PartnerState) {
+        let mine = |synced: &&CopySynced| synced.brick == self.me.0;
+        let known = state.recorded.iter().find(mine);
+        let starts = matches!(self.role, Role::Starting | Role::Waiting(_)) && !self.is_listed();
+        if starts && known.is_some_and(|synced| synced.number > self.synced_at_start) {
+            self.rolled_back = true;
+        }
     }
 
     /// The operator says that this brick's copy is the one to go on with (`volume start V force
@@ -217,6 +231,11 @@ impl Core {
             }
             let reason = format!("waiting for brick {brick}: it may hold newer data");
             return self.say_waiting(now_ms, reason, out);
+        }
+        if self.rolled_back {
+            let reason = "its disk holds an older state than this brick once had: waiting for a \
+                          copy with the newer one";
+            return self.say_waiting(now_ms, reason.to_owned(), out);
         }
         if !self.fresh {
             if self.serves_alone_again(now_ms) {

@@ -492,4 +492,16 @@ impl Store for Double {
     fn record_files(&self) -> Result<Vec<String>, BrickError> {
         Ok(Vec::new())
     }
+
+    fn read_touched(&self) -> Result<Option<Vec<(u32, u32)>>, BrickError> {
+        Ok(None)
+    }
+
+    fn write_touched(&self, _: u32, _: Option<u32>) -> Result<(), BrickError> {
+        Ok(())
+    }
+
+    fn replace_touched(&self, _: &[u32]) -> Result<(), BrickError> {
+        Ok(())
+    }
 }

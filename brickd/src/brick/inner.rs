@@ -26,6 +26,8 @@ use super::xattr;
 const WRITE_BACK_IDLE_MS: u64 = 1_000;
 /// How often the housekeeper looks.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(250);
+/// A listing that nobody went on with for this long, or twice that, is dropped from memory.
+const LISTING_IDLE_MS: u64 = 10_000;
 
 /// One open brick.
 pub(super) struct Inner {
@@ -281,10 +283,15 @@ impl Inner {
 
     /// Body of the thread that writes back what was left alone.
     pub fn keep_house(&self) {
+        let mut listings_from_ms = self.now_ms();
         while !self.stop.load(Ordering::Acquire) {
             let guard = lock(&self.wake_lock);
             drop(self.wake.wait_timeout(guard, HOUSEKEEPING_INTERVAL));
             let now_ms = self.now_ms();
+            if now_ms.saturating_sub(listings_from_ms) >= LISTING_IDLE_MS {
+                self.listings.drop_idle();
+                listings_from_ms = now_ms;
+            }
             for hot in self.hot.take_dirty() {
                 let mut state = hot.state();
                 state.listed = false;

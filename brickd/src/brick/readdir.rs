@@ -24,8 +24,12 @@ use super::layout::EntryName;
 const SNAPSHOTS_BYTES_MAX: usize = 64 << 20;
 /// Memory of one.
 const SNAPSHOT_BYTES_MAX: usize = 16 << 20;
+/// What a snapshot takes beside its names.
+const SNAPSHOT_OVERHEAD_BYTES: usize = 512;
 /// Names added to a snapshot before it is made anew.
 const ADDED_MAX: usize = 8_192;
+/// What one takes beside the name itself.
+const ADDED_OVERHEAD_BYTES: usize = 96;
 /// Longest page, whatever is asked for.
 const PAGE_BYTES_MAX: u32 = 4 << 20;
 /// Of a page when nothing is asked for.
@@ -46,12 +50,17 @@ struct All {
     clock: u64,
     used: HashMap<Gfid, Use>,
     bytes: usize,
+    /// What was not used since the clock showed this is idle.
+    idle_before: u64,
 }
 
 #[derive(Default)]
 struct Use {
     clock: u64,
-    bytes: usize,
+    /// Of the scan, with the snapshot's own.
+    scanned_bytes: usize,
+    /// Of the names that came since.
+    added_bytes: usize,
 }
 
 struct Snapshot {
@@ -136,8 +145,14 @@ impl Listings {
 
     /// A name was put into a directory, with this type (S_IFMT bits).
     pub fn added(&self, dir: Gfid, name: &[u8], file_type: u32) {
-        let snapshot = lock(&self.all).snapshots.get(&dir).cloned();
-        let Some(snapshot) = snapshot else { return };
+        let snapshot = {
+            let mut all = lock(&self.all);
+            let Some(snapshot) = all.snapshots.get(&dir).cloned() else {
+                return;
+            };
+            all.charge_added(dir, ADDED_OVERHEAD_BYTES + name.len());
+            snapshot
+        };
         let mut added = lock(&snapshot.added);
         added.insert((name_hash(dir, name), name.to_vec()), file_type >> 12);
         if added.len() > ADDED_MAX {
@@ -151,46 +166,94 @@ impl Listings {
         lock(&self.all).drop_one(dir);
     }
 
+    /// Drops what was not used since the last call.
+    pub fn drop_idle(&self) {
+        let mut all = lock(&self.all);
+        let clock = all.clock;
+        let idle_before = std::mem::replace(&mut all.idle_before, clock);
+        let idle: Vec<Gfid> = all
+            .used
+            .iter()
+            .filter(|(_, used)| used.clock <= idle_before)
+            .map(|(dir, _)| *dir)
+            .collect();
+        idle.into_iter().for_each(|dir| all.drop_one(dir));
+        if all.used.is_empty() {
+            all.snapshots.shrink_to_fit();
+            all.used.shrink_to_fit();
+        }
+    }
+
     fn get(&self, dir: Gfid) -> Arc<Snapshot> {
         let mut all = lock(&self.all);
         all.clock += 1;
         let clock = all.clock;
         all.used.entry(dir).or_default().clock = clock;
-        Arc::clone(all.snapshots.entry(dir).or_insert_with(|| {
-            Arc::new(Snapshot {
-                added: Mutex::default(),
-                base: Mutex::default(),
-            })
-        }))
+        if let Some(there) = all.snapshots.get(&dir) {
+            return Arc::clone(there);
+        }
+        let snapshot = Arc::new(Snapshot {
+            added: Mutex::default(),
+            base: Mutex::default(),
+        });
+        all.snapshots.insert(dir, Arc::clone(&snapshot));
+        all.charge_scan(dir, 0);
+        snapshot
     }
 
     /// Counts a scan that was put in its snapshot, making room for it.
     fn keep(&self, dir: Gfid, snapshot: &Arc<Snapshot>, bytes: usize) {
         let mut all = lock(&self.all);
-        if !all
+        if all
             .snapshots
             .get(&dir)
             .is_some_and(|there| Arc::ptr_eq(there, snapshot))
         {
-            return;
-        }
-        let before = std::mem::replace(&mut all.used.entry(dir).or_default().bytes, bytes);
-        all.bytes = all.bytes - before + bytes;
-        while all.bytes > SNAPSHOTS_BYTES_MAX {
-            let others = all.used.iter().filter(|(gfid, _)| **gfid != dir);
-            let oldest = others
-                .min_by_key(|(_, used)| used.clock)
-                .map(|(gfid, _)| *gfid);
-            let Some(oldest) = oldest else { break };
-            all.drop_one(oldest);
+            all.charge_scan(dir, bytes);
         }
     }
 }
 
 impl All {
+    fn charge_scan(&mut self, dir: Gfid, bytes: usize) {
+        let bytes = SNAPSHOT_OVERHEAD_BYTES + bytes;
+        let used = self.used.entry(dir).or_default();
+        let before = std::mem::replace(&mut used.scanned_bytes, bytes);
+        self.bytes = self.bytes - before + bytes;
+        self.make_room(dir);
+    }
+
+    fn charge_added(&mut self, dir: Gfid, bytes: usize) {
+        self.used.entry(dir).or_default().added_bytes += bytes;
+        self.bytes += bytes;
+        self.make_room(dir);
+    }
+
+    /// Drops the least recently used but `keep`; some more than must go, so that this is not done
+    /// for each name.
+    fn make_room(&mut self, keep: Gfid) {
+        if self.bytes <= SNAPSHOTS_BYTES_MAX {
+            return;
+        }
+        let mut oldest: Vec<(u64, Gfid)> = self
+            .used
+            .iter()
+            .filter(|(dir, _)| **dir != keep)
+            .map(|(dir, used)| (used.clock, *dir))
+            .collect();
+        oldest.sort_unstable_by_key(|(clock, _)| *clock);
+        for (_, dir) in oldest {
+            if self.bytes <= SNAPSHOTS_BYTES_MAX / 4 * 3 {
+                return;
+            }
+            self.drop_one(dir);
+        }
+    }
+
     fn drop_one(&mut self, dir: Gfid) {
         self.snapshots.remove(&dir);
-        self.bytes -= self.used.remove(&dir).map_or(0, |used| used.bytes);
+        let used = self.used.remove(&dir);
+        self.bytes -= used.map_or(0, |used| used.scanned_bytes + used.added_bytes);
     }
 }
 
@@ -420,6 +483,8 @@ fn scan(gfid: Gfid, dir: &OwnedFd, after: Position<'_>) -> Result<Base, Errno> {
         Ok(())
     })?;
     base.sort();
+    base.entries.shrink_to_fit();
+    base.names.shrink_to_fit();
     Ok(base)
 }
 
@@ -471,6 +536,33 @@ mod tests {
         let batch = merge(&base, &added, (7, b"x"), 10);
         assert_eq!(listed(&batch), [(9, "c".into(), 8), (9, "d".into(), 8)]);
         assert!(batch.end);
+    }
+
+    #[test]
+    fn snapshots_of_many_small_folders_are_bounded_and_idle_ones_go() {
+        let listings = Listings::new();
+        let dir = |number| Gfid { hi: 1, lo: number };
+        let most = (SNAPSHOTS_BYTES_MAX / SNAPSHOT_OVERHEAD_BYTES) as u64;
+        for number in 0..most + 10 {
+            listings.get(dir(number));
+        }
+        let len = || lock(&listings.all).snapshots.len() as u64;
+        assert!(len() <= most && len() >= most / 2, "{}", len());
+        listings.drop_idle();
+        let last = dir(most + 9);
+        let snapshot = listings.get(last);
+        listings.keep(last, &snapshot, 100);
+        listings.added(last, b"name", libc::S_IFREG);
+        let expected = SNAPSHOT_OVERHEAD_BYTES + 100 + ADDED_OVERHEAD_BYTES + 4;
+        listings.drop_idle();
+        let all = lock(&listings.all);
+        assert_eq!(
+            (all.snapshots.len(), all.used.len(), all.bytes),
+            (1, 1, expected)
+        );
+        drop(all);
+        listings.drop_idle();
+        assert_eq!((len(), lock(&listings.all).bytes), (0, 0));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 mod listen;
 mod lock;
+mod relay;
 mod wiring;
 
 use std::net::SocketAddr;

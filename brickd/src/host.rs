@@ -14,7 +14,7 @@ use mortar_proto::control::{
     BrickState, PrepareBrickReply, PrepareBrickRequest, PrepareStep, VolumeHealReply,
     VolumeHealRequest,
 };
-use mortar_proto::data::{EpochRef, Goodbye, Hello};
+use mortar_proto::data::{EpochRef, Goodbye, Hello, Role};
 use mortar_proto::registry::{self as reg, BrickStatus, View, Volume, VolumeStatus};
 use tracing::{error, info};
 
@@ -22,7 +22,7 @@ pub use report::SPLIT_WORDS;
 
 use crate::admin::options::Options;
 use crate::brick::{Brick, BrickIdentity, HealSource, Reserve};
-use crate::link::Links;
+use crate::link::{Hail, Links};
 use crate::registry::Registry;
 use crate::replica::core::{RegistryView, Timing, Votes};
 use crate::replica::{Replica, Setting};
@@ -139,6 +139,43 @@ impl BrickHost {
             return Err(format!("brick {brick} belongs to another volume"));
         }
         Ok(replica)
+    }
+
+    /// The peer of a brick that a client names and that does not run here, if another brick of its
+    /// set does: then the client is connected through this host.
+    pub fn way_around(&self, hello: &Hello) -> Option<Hail> {
+        if hello.role() != Role::Client || hello.relayed {
+            return None;
+        }
+        let view = self.registry.view();
+        let volume = view
+            .volumes
+            .values()
+            .find(|volume| volume.id[..] == hello.volume[..])?;
+        let set = volume
+            .sets
+            .iter()
+            .find(|set| set.bricks.contains(&hello.to_brick))?;
+        let running = self.lock_running();
+        if !set
+            .bricks
+            .iter()
+            .any(|id| running.contains_key(&BrickId(*id)))
+        {
+            return None;
+        }
+        drop(running);
+        let brick = volume
+            .bricks
+            .iter()
+            .find(|brick| brick.id == hello.to_brick)?;
+        let peer = view.peers.get(&brick.peer)?;
+        (peer.id != self.me.0).then(|| Hail {
+            host: peer.host.clone(),
+            port: peer.port,
+            from_peer: self.me,
+            from_process: self.links().process(),
+        })
     }
 
     /// Why a peer's link is refused; `None` = it is welcome.

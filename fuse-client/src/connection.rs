@@ -61,6 +61,14 @@ pub enum Lost {
     },
 }
 
+impl Lost {
+    /// Whether the host itself could not be reached, which another host may be able to.
+    pub fn is_unreachable(&self) -> bool {
+        matches!(self, Lost::Connect { source, .. }
+            if source.kind() != io::ErrorKind::ConnectionRefused)
+    }
+}
+
 /// Asked every [`TICK`] while an answer is awaited.
 pub type GiveUp<'a> = &'a dyn Fn() -> bool;
 
@@ -77,6 +85,21 @@ impl Connection {
     /// # Errors
     /// [`Lost`]; never after a request was sent.
     pub fn open(to: &BrickAddress, volume: &[u8], session: u64) -> Result<Connection, Lost> {
+        Connection::open_through(to, to.brick, volume, session, &|| false)
+    }
+
+    /// The same to `brick` through the host of another brick of its set, which passes on what the
+    /// two say to each other. `give_up` ends the wait for the greeting.
+    ///
+    /// # Errors
+    /// [`Lost`]; never after a request was sent.
+    pub fn open_through(
+        to: &BrickAddress,
+        brick: BrickId,
+        volume: &[u8],
+        session: u64,
+        give_up: GiveUp<'_>,
+    ) -> Result<Connection, Lost> {
         let address = to.to_string();
         let stream = connect(&to.host, to.port)
             .and_then(|stream| prepare(&stream).map(|()| stream))
@@ -90,11 +113,11 @@ impl Connection {
             wire_version: WIRE_VERSION,
             role: Role::Client.into(),
             volume: Bytes::copy_from_slice(volume),
-            to_brick: to.brick.0,
+            to_brick: brick.0,
             session,
             ..Default::default()
         };
-        connection.greet(&hello, to.brick)?;
+        connection.greet(&hello, brick, give_up)?;
         Ok(connection)
     }
 
@@ -122,9 +145,9 @@ impl Connection {
         Ok((reply, frame.payload))
     }
 
-    fn greet(&mut self, hello: &Hello, brick: BrickId) -> Result<(), Lost> {
+    fn greet(&mut self, hello: &Hello, brick: BrickId, give_up: GiveUp<'_>) -> Result<(), Lost> {
         let deadline = Instant::now() + HELLO_TIMEOUT;
-        let late = || Instant::now() >= deadline;
+        let late = || Instant::now() >= deadline || give_up();
         let mut patient = Patient {
             reader: &mut self.reader,
             give_up: &late,

@@ -349,7 +349,7 @@ impl Session {
                 Err(_) => self.drop_idle(brick),
             }
         }
-        let mut connection = Connection::open(brick, &volume.id, life.id())?;
+        let mut connection = self.connect(volume, brick, life.id(), &give_up)?;
         let answer = connection.exchange(request, &[payload], &give_up)?;
         self.keep_idle(Idle {
             connection,
@@ -357,6 +357,56 @@ impl Session {
             session: life.id(),
         });
         Ok(answer)
+    }
+
+    /// A connection to a brick; where this client cannot reach its host, through another brick's.
+    fn connect(
+        &self,
+        volume: &VolumeView,
+        to: &BrickAddress,
+        session: u64,
+        give_up: &dyn Fn() -> bool,
+    ) -> Result<Connection, Lost> {
+        let mut problem = None;
+        if !self.route.is_detoured(to.brick) {
+            match Connection::open(to, &volume.id, session) {
+                Err(lost) if lost.is_unreachable() && !give_up() => problem = Some(lost),
+                outcome => return outcome,
+            }
+        }
+        for through in volume.bricks.iter().filter(|one| one.brick != to.brick) {
+            match Connection::open_through(through, to.brick, &volume.id, session, give_up) {
+                Ok(connection) => {
+                    if self.route.detour(to.brick) {
+                        tracing::info!("{to} cannot be reached: it is asked through {through}");
+                        self.drop_idle(to);
+                    }
+                    return Ok(connection);
+                }
+                Err(lost) => problem = problem.or(Some(lost)),
+            }
+        }
+        self.route.straight(to.brick);
+        Err(problem.unwrap_or_else(|| Lost::GivenUp {
+            address: to.to_string(),
+        }))
+    }
+
+    /// A brick that was reached through another, tried itself again.
+    fn connect_straight(
+        &self,
+        volume: &[u8],
+        to: &BrickAddress,
+        session: u64,
+    ) -> Option<Connection> {
+        if !self.route.may_try_straight(to.brick) {
+            return None;
+        }
+        let connection = Connection::open(to, volume, session).ok()?;
+        tracing::info!("{to} can be reached again");
+        self.route.straight(to.brick);
+        self.drop_idle(to);
+        Some(connection)
     }
 
     fn not_here(&self, brick: &BrickAddress, reply: &Reply, hunt: &mut Hunt) {

@@ -13,7 +13,7 @@ use mortar_proto::{WIRE_VERSION, frame::MAGIC};
 use socket2::{SockRef, TcpKeepalive};
 use tracing::{debug, info, warn};
 
-use super::{HELLO_TIMEOUT, refusal_of_version};
+use super::{HELLO_TIMEOUT, refusal_of_version, relay};
 use crate::host::BrickHost;
 
 /// Connections served at once; more are closed as they come.
@@ -180,7 +180,13 @@ fn dispatch(
                 frame::send(&mut connection, Kind::Hello, &answer, &[])?;
                 replica.serve(connection, &hello)
             }
-            Err(refusal) => refuse(&mut connection, host, refusal),
+            Err(refusal) => match host.way_around(&hello) {
+                Some(hail) => match relay::open(&hello, &hail) {
+                    Ok(opened) => relay::serve(connection, opened),
+                    Err(refusal) => refuse(&mut connection, host, refusal),
+                },
+                None => refuse(&mut connection, host, refusal),
+            },
         },
     }
 }

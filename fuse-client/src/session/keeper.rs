@@ -9,7 +9,7 @@ use mortar_proto::data::{Caller, KeepAlive, Op, ReplyStatus, Request, op};
 
 use super::{Session, Waiting};
 use crate::connection::Connection;
-use crate::view::{BrickAddress, Volume};
+use crate::view::{BrickAddress, Volume, VolumeView};
 
 /// A session expires after about 8 s of silence; this leaves room for seven lost messages.
 const EVERY: Duration = Duration::from_secs(1);
@@ -65,7 +65,7 @@ fn keep(weak: &Weak<Session>, brick: BrickId) {
             return;
         };
         let began = Instant::now();
-        connection = talk(&session, &volume.id, address, connection);
+        connection = talk(&session, &volume, address, connection);
         let (_, silent_ms) = session.route.heard();
         let every = if silent_ms > TROUBLE_MS {
             EVERY_IN_TROUBLE
@@ -83,14 +83,20 @@ fn keep(weak: &Weak<Session>, brick: BrickId) {
 /// One keep-alive; returns the connection if it is still good.
 fn talk(
     session: &Arc<Session>,
-    volume: &[u8],
+    volume: &VolumeView,
     address: &BrickAddress,
     connection: Option<(u64, Connection)>,
 ) -> Option<(u64, Connection)> {
     let life = session.life();
-    let mut connection = match connection {
-        Some((of, connection)) if of == life.id() => connection,
-        _ => Connection::open(address, volume, life.id()).ok()?,
+    let gives_up = Instant::now() + PATIENCE * 3;
+    let give_up = || Instant::now() >= gives_up || session.is_closing();
+    let connection = connection.filter(|(of, _)| *of == life.id());
+    let mut connection = match session.connect_straight(&volume.id, address, life.id()) {
+        Some(straight) => straight,
+        None => match connection {
+            Some((_, connection)) => connection,
+            None => session.connect(volume, address, life.id(), &give_up).ok()?,
+        },
     };
     let (primary, heard_ms_ago) = session.route.heard();
     let keepalive = KeepAlive {

@@ -15,6 +15,8 @@ const PAUSE_FIRST: Duration = Duration::from_millis(20);
 /// … and grows by half up to this, so that a failover is noticed soon after it is done.
 const PAUSE_MAX: Duration = Duration::from_millis(100);
 
+/// A brick that is reached through another is tried straight again this often.
+const STRAIGHT_EVERY: Duration = Duration::from_secs(5);
 /// A brick that is not known to be primary has this long to answer.
 const TRY_TIMEOUT: Duration = Duration::from_secs(1);
 
@@ -33,6 +35,15 @@ pub struct Route {
 struct State {
     primary: Option<BrickId>,
     epoch: u64,
+    detours: Vec<Detour>,
+}
+
+/// A brick that this client reaches through another only.
+#[derive(Debug)]
+struct Detour {
+    brick: BrickId,
+    since: Instant,
+    tried_straight: Instant,
 }
 
 /// One request's search for a brick that serves.
@@ -137,12 +148,61 @@ impl Route {
     }
 
     /// Whether an answer from this brick, asked at `sent_at` under `version`, is not to be waited
-    /// for any more: another has become primary, or it was only tried and stays silent.
+    /// for any more: another has become primary, it is reached through another since, or it was
+    /// only tried and stays silent.
     pub fn left(&self, brick: BrickId, version: u64, sent_at: Instant) -> bool {
         if self.version() == version && sent_at.elapsed() < TRY_TIMEOUT {
             return false;
         }
-        self.lock().primary != Some(brick)
+        let state = self.lock();
+        let is_detoured = |detour: &Detour| detour.brick == brick && detour.since > sent_at;
+        state.primary != Some(brick) || state.detours.iter().any(is_detoured)
+    }
+
+    /// Whether this brick is reached through another.
+    pub fn is_detoured(&self, brick: BrickId) -> bool {
+        let state = self.lock();
+        state.detours.iter().any(|detour| detour.brick == brick)
+    }
+
+    /// This brick is reached through another from now on: true the first time. Who waits for an
+    /// answer of its own connection stops waiting.
+    pub fn detour(&self, brick: BrickId) -> bool {
+        let mut state = self.lock();
+        if state.detours.iter().any(|detour| detour.brick == brick) {
+            return false;
+        }
+        let now = Instant::now();
+        state.detours.push(Detour {
+            brick,
+            since: now,
+            tried_straight: now,
+        });
+        drop(state);
+        self.version.fetch_add(1, Ordering::Release);
+        self.changed.notify_all();
+        true
+    }
+
+    /// This brick is reached itself again, or not through another any more.
+    pub fn straight(&self, brick: BrickId) {
+        self.lock().detours.retain(|detour| detour.brick != brick);
+    }
+
+    /// Whether it is time to try a brick straight that is reached through another.
+    pub fn may_try_straight(&self, brick: BrickId) -> bool {
+        let mut state = self.lock();
+        let detour = state
+            .detours
+            .iter_mut()
+            .find(|detour| detour.brick == brick);
+        detour.is_some_and(|detour| {
+            let is_time = detour.tried_straight.elapsed() >= STRAIGHT_EVERY;
+            if is_time {
+                detour.tried_straight = Instant::now();
+            }
+            is_time
+        })
     }
 
     /// The believed primary and how long ago one last answered, in ms.
@@ -220,6 +280,21 @@ mod tests {
         assert_eq!(asked, [2, 1, 3]);
         route.pause(&mut hunt);
         assert_eq!(route.choose(&volume, &mut hunt).unwrap().brick, BrickId(2));
+    }
+
+    #[test]
+    fn a_detour_ends_the_wait_for_what_was_sent_straight() {
+        let route = Route::default();
+        route.learn(Some(BrickId(1)), &epoch(1));
+        let (version, sent_at) = (route.version(), Instant::now());
+        assert!(!route.left(BrickId(1), version, sent_at));
+        std::thread::sleep(Duration::from_millis(2));
+        assert!(route.detour(BrickId(1)) && !route.detour(BrickId(1)));
+        assert!(route.left(BrickId(1), version, sent_at));
+        assert!(!route.left(BrickId(1), route.version(), Instant::now()));
+        assert!(route.is_detoured(BrickId(1)) && !route.may_try_straight(BrickId(1)));
+        route.straight(BrickId(1));
+        assert!(!route.is_detoured(BrickId(1)));
     }
 
     #[test]

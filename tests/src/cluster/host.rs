@@ -304,7 +304,14 @@ impl Host {
         self.iptables("-A OUTPUT -o eth0 -j DROP");
     }
 
-    /// Ends [`Host::drop_incoming`] and [`Host::drop_outgoing`].
+    /// Drops everything between this host and another, both ways; others are heard as before.
+    #[track_caller]
+    pub fn drop_between(&self, other: &Host) {
+        self.iptables(&format!("-A INPUT -s {} -j DROP", other.address));
+        self.iptables(&format!("-A OUTPUT -d {} -j DROP", other.address));
+    }
+
+    /// Ends [`Host::drop_incoming`], [`Host::drop_outgoing`] and [`Host::drop_between`].
     #[track_caller]
     pub fn drop_nothing(&self) {
         self.iptables("-F INPUT");

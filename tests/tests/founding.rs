@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use tests::cluster::{CLI_WITHIN, Cluster, Mount, Running, VOLUME, run, wait_until};
+use tests::scale;
 
 /// "At once" for one `touch` after a host was shut down, with room for a loaded machine.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -202,4 +203,34 @@ fn a_symlink_outside_the_volume_leads_into_it() {
         fs::read_to_string(mount.join("authorized_keys")).unwrap(),
         "ssh-ed25519 two\n"
     );
+}
+
+/// From whichever peer, the moment the last one has joined.
+#[test]
+fn a_volume_is_created_started_and_mounted_the_moment_its_peers_are_there() {
+    const PEERS: [&str; 3] = ["gfs01", "gfs02", "gfs03"];
+    let rounds = scale::pick(4, 60);
+    for round in 0..rounds {
+        let cluster = Cluster::new(&["gfs01", "gfs02", "gfs03", "client"]);
+        let peers = &PEERS[..2 + round % 2];
+        let from = peers[round / 2 % peers.len()];
+        for peer in peers {
+            cluster.host(peer).start_brickd();
+        }
+        for peer in &peers[1..] {
+            cluster.mortar("gfs01", &format!("peer probe {peer}")).ok();
+        }
+        let bricks: Vec<String> = peers[..2]
+            .iter()
+            .map(|host| cluster.host(host).brick_spec("glusterfs/distributed"))
+            .collect();
+        let bricks = bricks.join(" ");
+        let create = format!("volume create v01 replica 2 transport tcp {bricks} force");
+        cluster.mortar(from, &create).ok();
+        cluster.mortar(from, "volume start v01").ok();
+        let mount = cluster.mount("client", "gfs02:/v01", "");
+        fs::write(mount.join("a"), "x").unwrap();
+        mount.unmount();
+        cluster.assert_logs_clean(&[]);
+    }
 }

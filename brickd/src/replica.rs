@@ -242,6 +242,11 @@ impl Replica {
         self.lanes.stop();
         if let Err(error) = self.store.sync_all() {
             warn!(%error, "the brick could not be synced at its stop");
+            return;
+        }
+        // No newer sync of its own, but what it has heard of the others' since the last.
+        if let Err(error) = self.store_synced(0) {
+            warn!(%error, "what the other copies have synced could not be written down");
         }
     }
 

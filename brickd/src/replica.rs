@@ -445,6 +445,15 @@ impl Replica {
         self.store.store_state(&state)
     }
 
+    /// Notices a brick that was taken away, without waiting for a change that fails.
+    fn look_at_brick(self: &Arc<Self>) {
+        if !matches!(self.role().0, Role::Stopped(_))
+            && let Err(failure) = self.store.check()
+        {
+            self.disk_failed(&failure.to_string());
+        }
+    }
+
     fn disk_failed(self: &Arc<Self>, reason: &str) {
         tracing::error!(
             brick = self.ports.name_of(self.setting.me),

@@ -165,6 +165,9 @@ impl Store for Double {
     fn sync_all(&self) -> Result<(), BrickError> {
         Ok(())
     }
+    fn check(&self) -> Result<(), BrickError> {
+        Ok(())
+    }
     fn stored_state(&self) -> StoredState {
         StoredState::default()
     }

@@ -336,6 +336,11 @@ impl Store for Brick {
         self.inner.sync_all()
     }
 
+    fn check(&self) -> Result<(), BrickError> {
+        self.inner.check_failed()?;
+        self.inner.check_place()
+    }
+
     fn stored_state(&self) -> StoredState {
         lock(&self.inner.state).stored(self.inner.last_applied.load(Ordering::Relaxed))
     }

@@ -32,4 +32,4 @@ pub use recent::Recent;
 pub use touched::Touched;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

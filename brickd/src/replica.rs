@@ -242,6 +242,11 @@ impl Replica {
         self.lanes.stop();
         if let Err(error) = self.store.sync_all() {
             warn!(%error, "the brick could not be synced at its stop");
+            return;
+        }
+        // No newer sync of its own, but what it has heard of the others' since the last.
+        if let Err(error) = self.store_synced(0) {
+            warn!(%error, "what the other copies have synced could not be written down");
         }
     }
 
@@ -438,6 +443,15 @@ impl Replica {
         state.recorded = self.absent.recorded_syncs();
         state.last_number = state.last_number.max(self.lock_core().last_number());
         self.store.store_state(&state)
+    }
+
+    /// Notices a brick that was taken away, without waiting for a change that fails.
+    fn look_at_brick(self: &Arc<Self>) {
+        if !matches!(self.role().0, Role::Stopped(_))
+            && let Err(failure) = self.store.check()
+        {
+            self.disk_failed(&failure.to_string());
+        }
     }
 
     fn disk_failed(self: &Arc<Self>, reason: &str) {

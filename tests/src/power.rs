@@ -19,6 +19,8 @@ use crate::simulator::Random;
 
 pub use loose::files_left;
 
+/// Between two steps of works that were slowed down.
+const SLOW: Duration = Duration::from_millis(50);
 /// Steps go on within this time, or the file system hangs.
 const STEP_WITHIN: Duration = Duration::from_secs(60);
 
@@ -48,6 +50,7 @@ pub enum Expect {
 pub struct Works {
     workers: Vec<Worker>,
     stop: Arc<AtomicBool>,
+    slow: Arc<AtomicBool>,
 }
 
 struct Worker {
@@ -74,6 +77,7 @@ impl Works {
     pub fn start(folder: &Path, random: &mut Random) -> Self {
         std::fs::create_dir(folder).expect("the works' folder");
         let stop = Arc::new(AtomicBool::new(false));
+        let slow = Arc::new(AtomicBool::new(false));
         let works: Vec<Box<dyn Work>> = vec![
             Box::new(log::Log::default()),
             Box::new(names::Names::new(random.id())),
@@ -83,6 +87,7 @@ impl Works {
         ];
         let start = |mut work: Box<dyn Work>| {
             let (steps, stop) = (Arc::new(AtomicU64::new(0)), Arc::clone(&stop));
+            let slow = Arc::clone(&slow);
             let (name, folder) = (work.name(), folder.join(work.name()));
             let done = Arc::clone(&steps);
             let thread = std::thread::spawn(move || {
@@ -90,6 +95,9 @@ impl Works {
                 while result.is_ok() && !stop.load(Ordering::Relaxed) {
                     result = work.step();
                     done.fetch_add(u64::from(result.is_ok()), Ordering::Relaxed);
+                    if slow.load(Ordering::Relaxed) {
+                        std::thread::sleep(SLOW);
+                    }
                 }
                 (work, result)
             });
@@ -102,7 +110,14 @@ impl Works {
         Works {
             workers: works.into_iter().map(start).collect(),
             stop,
+            slow,
         }
+    }
+
+    /// From here on each pauses between its steps: a heal on a loaded machine has work to do beside
+    /// them, and time to come to its end.
+    pub fn slow_down(&self) {
+        self.slow.store(true, Ordering::Relaxed);
     }
 
     /// Waits until each has done so many steps more.

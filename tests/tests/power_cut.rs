@@ -132,6 +132,7 @@ impl Pool {
         let brick = host.brick("disk/brick");
         let lost = self.lost_on(&[brick], number, made);
         works.wait_for_steps(3);
+        works.slow_down();
         host.power_on();
         self.cluster.wait_healed(VOLUME);
         works.wait_for_steps(1);

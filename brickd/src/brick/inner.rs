@@ -137,6 +137,29 @@ impl Inner {
         out
     }
 
+    /// Refuses, from now on for good, when another folder or none is at the brick's place: what is
+    /// written to this one would not be found again, and what was deleted must not be served.
+    pub fn check_place(&self) -> Result<(), BrickError> {
+        let here = rustix::fs::fstat(&self.root);
+        let there = rustix::fs::stat(&self.path);
+        let same = match (here, there) {
+            (Ok(here), Ok(there)) => (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino),
+            (_, Err(Errno::NOENT | Errno::NOTDIR)) => false,
+            (Err(error), _) | (_, Err(error)) => {
+                return Err(self.error(error, || "looking at the brick's folder".to_owned()));
+            }
+        };
+        if same {
+            return Ok(());
+        }
+        self.fail("another folder or none is at its place", Errno::STALE);
+        Err(BrickError::NotThisBrick(format!(
+            "brick {} was deleted, moved or unmounted while it was in use: put it back and restart \
+             brickd",
+            self.path.display()
+        )))
+    }
+
     /// Puts an object that was just made in memory.
     pub fn insert_new(&self, hot: Hot) -> Arc<Hot> {
         let mut to_write = Vec::new();

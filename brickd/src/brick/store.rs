@@ -111,6 +111,9 @@ pub trait Store: Send + Sync {
     fn stat_fs(&self) -> Result<StatFs, BrickError>;
     /// Makes everything applied so far durable (syncfs). An error is final.
     fn sync_all(&self) -> Result<(), BrickError>;
+    /// Whether the brick can still be used: its disk has not failed, and its folder is still at its
+    /// place. An error is final.
+    fn check(&self) -> Result<(), BrickError>;
 
     /// What `.mortar/volume` holds.
     fn stored_state(&self) -> StoredState;

@@ -68,8 +68,9 @@ pub struct Core {
     proposal: Option<Proposal>,
 
     view: Option<RegistryView>,
-    /// What this copy had recorded as durable when it started.
-    synced_at_start: u64,
+    /// What this copy had recorded as durable when it started; `None` once it has taken changes in
+    /// this life.
+    synced_at_start: Option<u64>,
     /// Its disk holds an older state than it once told another copy.
     rolled_back: bool,
     /// A linearizable read has been answered since the start.
@@ -307,6 +308,12 @@ impl Core {
 
     fn become_role(&mut self, role: Role, out: &mut Vec<Command>) {
         if self.role != role {
+            match role {
+                Role::Primary | Role::Recovering | Role::Syncing => self.synced_at_start = None,
+                Role::Backup => (self.synced_at_start, self.rolled_back) = (None, false),
+                Role::Starting | Role::Waiting(_) | Role::Out => {}
+                Role::Split | Role::Stopped(_) => {}
+            }
             self.role = role.clone();
             out.push(Command::RoleChanged(role));
         }

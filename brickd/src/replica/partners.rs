@@ -343,7 +343,7 @@ impl Replica {
         if !listed(me) {
             return;
         }
-        let last = self.lock_core().last_number();
+        let last = self.newest_number();
         self.absent.in_sync(last);
         for brick in self.ports.bricks() {
             if brick != me && listed(brick) {
@@ -364,6 +364,19 @@ impl Replica {
             }
         }
         Ok(())
+    }
+
+    /// The number of the newest change that this copy ordered or received. A copy that was killed
+    /// goes on from a number above all that it can have used, which its stream comes to much later.
+    pub(super) fn newest_number(&self) -> u64 {
+        let (role, last) = {
+            let core = self.lock_core();
+            (core.role().clone(), core.last_number())
+        };
+        match role {
+            super::core::Role::Backup | super::core::Role::Syncing => self.follower.received_max(),
+            _ => last,
+        }
     }
 
     /// Lets go of what was touched, when all copies are in sync.

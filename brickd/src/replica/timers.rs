@@ -26,7 +26,8 @@ pub(super) fn start(replica: &Arc<Replica>) {
     });
     let mut due = SyncDue::new();
     spawn(replica, "syncer", Duration::from_secs(1), move |replica| {
-        let number = replica.lock_core().last_number();
+        replica.look_at_brick();
+        let number = replica.newest_number();
         let written = replica.written_bytes();
         if due.look(number, written) || replica.absent.wants_sync() {
             replica.sync_and_confirm();

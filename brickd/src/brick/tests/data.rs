@@ -197,6 +197,28 @@ fn after_a_failure_of_the_disk_nothing_is_applied() {
 }
 
 #[test]
+fn a_brick_that_is_not_at_its_place_any_more_is_given_up() {
+    let fix = Fixture::new();
+    let file = fix.file(Gfid::ROOT, "f");
+    fix.brick().check().unwrap();
+    let away = fix.root().with_extension("away");
+    std::fs::rename(fix.root(), &away).unwrap();
+    std::fs::create_dir(fix.root()).unwrap();
+    let refused = fix.brick().check().unwrap_err().to_string();
+    assert!(refused.contains("deleted, moved or unmounted"), "{refused}");
+    // For good: what came between is not known.
+    std::fs::remove_dir(fix.root()).unwrap();
+    std::fs::rename(&away, fix.root()).unwrap();
+    let step = WriteStep {
+        gfid: Some(file),
+        len: 1,
+        ..Default::default()
+    };
+    assert!(fix.try_apply(Step::Write(step), b"x").is_err());
+    assert!(fix.brick().check().is_err());
+}
+
+#[test]
 fn many_threads_in_one_directory_leave_what_one_would() {
     let fix = Fixture::new();
     let dir = fix.dir(Gfid::ROOT, "d");

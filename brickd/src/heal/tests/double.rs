@@ -21,6 +21,8 @@ const PAGE: u64 = 4096;
 pub struct Double {
     pub tree: Mutex<Tree>,
     pub records: Mutex<BTreeMap<String, Vec<Vec<u8>>>>,
+    /// Of the records, what a power cut leaves.
+    durable: Mutex<BTreeMap<String, Vec<Vec<u8>>>>,
     /// `.mortar/touched`, and how often it was made durable.
     touched: Mutex<(Option<BTreeMap<u32, u32>>, usize)>,
 }
@@ -30,8 +32,16 @@ impl Double {
         Double {
             tree: Mutex::new(tree),
             records: Mutex::default(),
+            durable: Mutex::default(),
             touched: Mutex::new((Some(BTreeMap::new()), 0)),
         }
+    }
+
+    /// The records that are left after a power cut.
+    pub fn after_power_cut(&self) -> Self {
+        let left = Double::new(self.tree.lock().unwrap().clone());
+        *left.records.lock().unwrap() = self.durable.lock().unwrap().clone();
+        left
     }
 
     /// How often something was made durable in `.mortar/touched`.
@@ -155,19 +165,23 @@ impl Store for Double {
     fn sync_all(&self) -> Result<(), BrickError> {
         Ok(())
     }
+    fn check(&self) -> Result<(), BrickError> {
+        Ok(())
+    }
     fn stored_state(&self) -> StoredState {
         StoredState::default()
     }
     fn store_state(&self, _: &StoredState) -> Result<(), BrickError> {
         unused()
     }
-    fn append_record(&self, name: &str, record: &[u8], _: bool) -> Result<(), BrickError> {
-        self.records
-            .lock()
-            .unwrap()
-            .entry(name.to_owned())
-            .or_default()
-            .push(record.to_vec());
+    fn append_record(&self, name: &str, record: &[u8], durable: bool) -> Result<(), BrickError> {
+        let mut records = self.records.lock().unwrap();
+        let file = records.entry(name.to_owned()).or_default();
+        file.push(record.to_vec());
+        if durable {
+            let synced = file.clone();
+            self.durable.lock().unwrap().insert(name.to_owned(), synced);
+        }
         Ok(())
     }
     fn read_records(&self, name: &str) -> Result<Vec<Vec<u8>>, BrickError> {
@@ -186,6 +200,7 @@ impl Store for Double {
         } else {
             all.insert(name.to_owned(), records.to_vec());
         }
+        *self.durable.lock().unwrap() = all.clone();
         Ok(())
     }
     fn record_files(&self) -> Result<Vec<String>, BrickError> {

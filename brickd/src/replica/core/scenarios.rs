@@ -1,7 +1,7 @@
 //! Named scenarios, mostly of traces that break simpler designs.
 
 use mortar_common::{BrickId, Incarnation};
-use mortar_proto::data::EpochRef;
+use mortar_proto::data::{CopyState, CopySynced, EpochRef};
 use mortar_proto::registry::Epoch;
 
 use super::testing::{Bench, epoch, life, members, named, proposal, stored};
@@ -420,6 +420,30 @@ fn when_no_listed_life_is_left_the_old_primary_takes_over_first() {
         None
     );
     assert!(proposal(&b.pass(600)).is_some(), "but not for ever");
+}
+
+#[test]
+fn a_copy_that_was_rolled_back_leaves_the_place_to_who_remembers() {
+    let first = epoch(1, 1, &[1, 2], 1);
+    for (remembered, takes_over) in [(70, true), (71, false)] {
+        let mut a = Bench::restarted(1, 2, Votes::Two, &first, false);
+        a.core.synced_at_start = Some(70);
+        a.view(&first, &[], true);
+        let state = CopyState {
+            brick: 2,
+            incarnation: 902,
+            epoch: Some(named(&first)),
+            recorded: vec![CopySynced {
+                brick: 1,
+                number: remembered,
+            }],
+            ..CopyState::default()
+        };
+        let mut commands = a.core.copy_state(state, a.now);
+        commands.extend(a.pass(5_000));
+        assert_eq!(proposal(&commands).is_some(), takes_over, "{remembered}");
+        assert_eq!(a.core.rolled_back, !takes_over);
+    }
 }
 
 #[test]

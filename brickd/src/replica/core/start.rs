@@ -43,7 +43,7 @@ impl Core {
             storing: None,
             proposal: None,
             view: None,
-            synced_at_start: stored.synced,
+            synced_at_start: Some(stored.synced),
             rolled_back: false,
             fresh: false,
             started_ms: now_ms,
@@ -113,14 +113,13 @@ impl Core {
         out
     }
 
-    /// Another copy remembers of this one's former lives how far it had synced. Its own syncs of
-    /// this life, which begin once it is healed, say nothing of that.
+    /// Another copy remembers of this one's former lives how far it had synced. Syncs of this life
+    /// say nothing of that.
     fn compare_with_my_past(&mut self, state: &PartnerState) {
         let mine = |synced: &&CopySynced| synced.brick == self.me.0;
         let known = state.recorded.iter().find(mine);
-        let starts = matches!(self.role, Role::Starting | Role::Waiting(_)) && !self.is_listed();
-        if starts && known.is_some_and(|synced| synced.number > self.synced_at_start) {
-            self.rolled_back = true;
+        if let (Some(known), Some(mine)) = (known, self.synced_at_start) {
+            self.rolled_back |= known.number > mine;
         }
     }
 

@@ -469,6 +469,9 @@ impl Store for Double {
         Ok(())
     }
 
+    fn check(&self) -> Result<(), BrickError> {
+        Ok(())
+    }
     fn stored_state(&self) -> StoredState {
         StoredState::default()
     }

@@ -13,9 +13,10 @@ use tracing_subscriber::EnvFilter;
 /// # Errors
 /// When the level cannot be read or the file cannot be opened, in words.
 pub fn start(level: &str, file: Option<&Path>) -> Result<(), String> {
-    // openraft warns of every late message; what matters of it the registry says itself. Naming it
-    // in the level switches it on.
-    let filter = EnvFilter::try_new(format!("openraft=off,{level}"))
+    // openraft warns of every late message, and h2 of a peer that was frozen and gives up many calls
+    // at once; what matters of either the registry says itself. Naming one in the level switches it
+    // on.
+    let filter = EnvFilter::try_new(format!("openraft=off,h2=error,{level}"))
         .map_err(|error| format!("'{level}' is not a log level: {error}"))?;
     let subscriber = tracing_subscriber::fmt()
         .with_env_filter(filter)

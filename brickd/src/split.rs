@@ -24,3 +24,6 @@ pub mod merge;
 pub mod resolve;
 mod stage;
 pub mod version;
+
+#[cfg(test)]
+mod tests;

@@ -283,6 +283,16 @@ impl<'a> Hands<'a> {
     }
 }
 
+impl Hands<'_> {
+    /// Removes the folder of versions if it holds none.
+    pub fn remove_empty_versions(&self) -> Done {
+        match self.rmdir(&Place::new(Gfid::ROOT, SPLIT_DIR), Gfid::SPLIT) {
+            Ok(()) | Err(FsError::NotEmpty | FsError::NotFound | FsError::ChangedByBoth) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+}
+
 /// How a change ended.
 pub type Done = Result<(), FsError>;
 

@@ -3,7 +3,9 @@
 //! Its own brick stands still meanwhile. Its tree is walked once, from the root, so that every
 //! directory is there before what is in it; then what it removed is removed.
 
-use std::collections::HashMap;
+mod tidy;
+
+use std::collections::{HashMap, HashSet};
 
 use bytes::Bytes;
 use mortar_common::{BrickId, FsError, Gfid};
@@ -24,6 +26,9 @@ const PAGE_BYTES: u32 = 64 << 10;
 const ATTEMPTS_MAX: u32 = 8;
 /// Directories between the root and what is merged; deeper is taken for a damaged tree.
 const DEPTH_MAX: u32 = 4_096;
+
+/// Tells the ids of versions from those of what was brought.
+const VERSION_SEED: u64 = 1;
 
 /// Why a merge was cut off. It begins anew later, and finds in place what is done.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +78,15 @@ pub struct Merger<'a> {
     left: HashMap<Gfid, Place>,
     /// Objects of this side and what was brought for them.
     brought: HashMap<Gfid, Gfid>,
+    /// Changed objects that the base has otherwise.
+    unlike: HashSet<Gfid>,
+    /// Directories of the base that are versions, or lie in one: nothing of the base's own may get
+    /// there.
+    kept: HashSet<Gfid>,
+    /// Directories that could not be moved yet: from where, which, to where.
+    unmoved: Vec<(Place, Gfid, Place)>,
+    /// Names of files where the base has a directory: it may go, or be moved, later.
+    blocked: Vec<(Gfid, Bytes, Gfid)>,
     report: Report,
 }
 
@@ -87,6 +101,10 @@ impl<'a> Merger<'a> {
             directories: HashMap::from([(Gfid::ROOT, Gfid::ROOT)]),
             left: HashMap::new(),
             brought: HashMap::new(),
+            unlike: HashSet::new(),
+            kept: HashSet::new(),
+            unmoved: Vec::new(),
+            blocked: Vec::new(),
             report: Report::default(),
         }
     }
@@ -100,6 +118,8 @@ impl<'a> Merger<'a> {
             return Ok(self.report);
         }
         self.base.ensure_versions()?;
+        self.clear_unfinished()?;
+        self.find_kept()?;
         self.find_what_was_left()?;
         if self.alone.has_changed(Gfid::ROOT) {
             self.bring_directory(Gfid::ROOT, Gfid::ROOT)?;
@@ -108,7 +128,20 @@ impl<'a> Merger<'a> {
         while let Some(directory) = directories.pop() {
             self.walk(directory, &mut directories)?;
         }
+        // A passing name counts as a link: none may be left where links are counted.
+        self.clear_unfinished()?;
         self.remove()?;
+        for (from, gfid, to) in std::mem::take(&mut self.unmoved) {
+            self.move_directory(&from, gfid, &to)?;
+        }
+        for (parent, name, gfid) in std::mem::take(&mut self.blocked) {
+            self.visit_file(parent, &name, gfid, Blocked::Keep)?;
+        }
+        // What had to wait for these.
+        self.clear_unfinished()?;
+        self.remove()?;
+        self.clear_unfinished()?;
+        self.base.remove_empty_versions()?;
         Ok(self.report)
     }
 
@@ -142,7 +175,7 @@ impl<'a> Merger<'a> {
                     self.visit_directory(directory, &entry.name, gfid)?;
                     below.push(gfid);
                 } else {
-                    self.visit_file(directory, &entry.name, gfid)?;
+                    self.visit_file(directory, &entry.name, gfid, Blocked::ComeBack)?;
                 }
             }
             let Some(last) = listed.entries.last().filter(|_| !listed.end) else {
@@ -161,10 +194,10 @@ impl<'a> Merger<'a> {
         if self.alone.has_name(parent, name) {
             if let Some(from) = self.left.get(&gfid).cloned() {
                 let to = Place::new(self.directory(parent, DEPTH_MAX)?, name.clone());
-                // Where the base moved it too, or would close a circle, its way stands.
-                let how = RenameMode::RenameNoreplace;
-                self.report.brought +=
-                    u64::from(refusable(self.base.rename(&from, gfid, &to, how))?);
+                let free = !self.kept.contains(&to.parent);
+                if free && !self.move_directory(&from, gfid, &to)? {
+                    self.unmoved.push((from, gfid, to));
+                }
             }
             self.directory(gfid, DEPTH_MAX)?;
         }
@@ -173,6 +206,15 @@ impl<'a> Merger<'a> {
             self.bring_directory(gfid, there)?;
         }
         Ok(())
+    }
+
+    /// Moves a directory as this side did. Where the base moved it too, or would close a circle, its
+    /// way stands.
+    fn move_directory(&mut self, from: &Place, gfid: Gfid, to: &Place) -> Result<bool, MergeError> {
+        let how = RenameMode::RenameNoreplace;
+        let moved = refusable(self.base.rename(from, gfid, to, how))?;
+        self.report.brought += u64::from(moved);
+        Ok(moved)
     }
 
     /// Owner, mode and xattrs of a directory, unless the base changed them too: then its stay.
@@ -211,7 +253,10 @@ impl<'a> Merger<'a> {
                 Held::Nothing => match self.base.make(&place, gfid, &object, &Bytes::new()) {
                     Ok(()) => {
                         self.report.brought += 1;
-                        set_directory(self.source, self.base, gfid, gfid)?;
+                        if self.kept.contains(&place.parent) {
+                            self.kept.insert(gfid);
+                        }
+                        set_directory(self.source, self.base.deciding(), gfid, gfid)?;
                         return Ok(gfid);
                     }
                     Err(FsError::Exists) => {}
@@ -240,13 +285,20 @@ impl<'a> Merger<'a> {
         if let Some(found) = self.base.lookup(&place)?.and_then(|found| found.gfid) {
             return Ok(found);
         }
+        self.kept.insert(gfid);
         self.base.make(&place, gfid, object, &Bytes::new())?;
         self.say_path(gfid, gfid)?;
         self.report.conflicts += 1;
         Ok(gfid)
     }
 
-    fn visit_file(&mut self, parent: Gfid, name: &Bytes, gfid: Gfid) -> Result<(), MergeError> {
+    fn visit_file(
+        &mut self,
+        parent: Gfid,
+        name: &Bytes,
+        gfid: Gfid,
+        blocked: Blocked,
+    ) -> Result<(), MergeError> {
         let change = |alone: bool| if alone { Change::Alone } else { Change::Common };
         let mine = Mine {
             gfid,
@@ -258,46 +310,93 @@ impl<'a> Merger<'a> {
         }
         let place = Place::new(self.directory(parent, DEPTH_MAX)?, name.clone());
         for _ in 0..ATTEMPTS_MAX {
-            match self.settle(mine, &place) {
+            match self.settle(mine, &place, blocked) {
+                Ok(Settled::Blocked) => {
+                    self.blocked.push((parent, name.clone(), gfid));
+                    return Ok(());
+                }
+                Ok(Settled::Done) => return Ok(()),
                 // Somebody was faster: what is there now is looked at again.
                 Err(MergeError::Base(
                     FsError::Exists | FsError::IsDirectory | FsError::Stale | FsError::NotFound,
                 )) => {}
-                done => return done,
+                Err(error) => return Err(error),
             }
         }
         Err(self.restless(gfid))
     }
 
-    fn settle(&mut self, mine: Mine, place: &Place) -> Result<(), MergeError> {
+    fn settle(
+        &mut self,
+        mine: Mine,
+        place: &Place,
+        blocked: Blocked,
+    ) -> Result<Settled, MergeError> {
         let held = self.base.lookup(place)?;
-        let known = self.base.object(mine.gfid)?.is_some();
+        let known = self.find_brought(mine)?;
         let brought = match self.brought.get(&mine.gfid) {
             Some(brought) => *brought,
             None => self.id_of(mine.gfid),
         };
         match decide::file(mine, Held::of(held.as_ref()), brought, known) {
-            Step::Nothing => Ok(()),
-            Step::Name => self.name(mine.gfid, place),
+            Step::Nothing => {}
+            Step::Name if self.kept.contains(&place.parent) => {
+                let (gfid, part) = self.part(mine.gfid, Gfid::default(), known)?;
+                let gfid = self.own_copy(mine.gfid, gfid, &part)?;
+                let how = RenameMode::RenameNoreplace;
+                self.base.rename(&part, gfid, place, how)?;
+            }
+            Step::Name => self.name(mine.gfid, place)?,
             Step::Bring => {
                 let (gfid, part) = self.part(mine.gfid, Gfid::default(), known)?;
-                self.base
-                    .rename(&part, gfid, place, RenameMode::RenameNoreplace)?;
-                self.now_brought(mine.gfid, gfid, place)
+                let how = RenameMode::RenameNoreplace;
+                self.base.rename(&part, gfid, place, how)?;
+                self.now_brought(mine.gfid, gfid, place)?;
             }
-            Step::Replace(_) => match held {
-                Some(held) => self.replace(mine.gfid, place, &held, known),
-                None => Ok(()),
-            },
+            // What is here has its place elsewhere, and may yet be moved there.
+            Step::Replace(there)
+                if blocked == Blocked::ComeBack && self.is_elsewhere(there, mine.gfid) =>
+            {
+                return Ok(Settled::Blocked);
+            }
+            Step::Replace(_) => {
+                if let Some(held) = held {
+                    self.replace(mine.gfid, place, &held, known)?;
+                }
+            }
+            Step::Keep(_) if blocked == Blocked::ComeBack => return Ok(Settled::Blocked),
             Step::Keep(there) => {
                 let version = self.version(there, mine.gfid);
-                if self.base.lookup(&Place::version(version.name()))?.is_some() {
-                    return Ok(());
+                if self.base.lookup(&Place::version(version.name()))?.is_none() {
+                    let (gfid, part) = self.part(mine.gfid, there, known)?;
+                    let gfid = self.own_copy(mine.gfid, gfid, &part)?;
+                    self.keep(version, gfid, &part)?;
                 }
-                let (gfid, part) = self.part(mine.gfid, there, known)?;
-                self.keep(version, gfid, &part)
             }
         }
+        Ok(Settled::Done)
+    }
+
+    /// Whether the base has the object. One that it has as it is here needs not be brought: it is
+    /// the same still, or an earlier attempt brought it.
+    fn find_brought(&mut self, mine: Mine) -> Result<bool, MergeError> {
+        let Some(there) = self.base.object(mine.gfid)? else {
+            return Ok(false);
+        };
+        if self.brought.contains_key(&mine.gfid) || self.unlike.contains(&mine.gfid) {
+            return Ok(true);
+        }
+        let earlier = self.id_of(mine.gfid);
+        if self.base.object(earlier)?.is_some() {
+            self.brought.insert(mine.gfid, earlier);
+        } else if mine.object == Change::Common
+            || is_same(self.source, self.base.deciding(), mine.gfid, &there)?
+        {
+            self.brought.insert(mine.gfid, mine.gfid);
+        } else {
+            self.unlike.insert(mine.gfid);
+        }
+        Ok(true)
     }
 
     /// The base has the object, but not here.
@@ -322,7 +421,9 @@ impl<'a> Merger<'a> {
         known: bool,
     ) -> Result<(), MergeError> {
         let there = held.gfid.unwrap_or_default();
-        if is_same(self.source, self.base.deciding(), mine, held)? {
+        let same = !self.is_elsewhere(there, mine)
+            && is_same(self.source, self.base.deciding(), mine, held)?;
+        if same {
             self.brought.insert(mine, there);
             return Ok(());
         }
@@ -339,8 +440,11 @@ impl<'a> Merger<'a> {
             Err(FsError::ChangedByBoth) => {
                 let object = self.source.object(mine)?;
                 match decide::favorite(self.side.favorite, held, &object) {
-                    Winner::Nobody => self.keep(version, gfid, &part),
-                    Winner::Base => Ok(self.base.unlink(&part, gfid)?),
+                    Winner::Nobody => {
+                        let gfid = self.own_copy(mine, gfid, &part)?;
+                        self.keep(version, gfid, &part)
+                    }
+                    Winner::Base => Ok(self.base.deciding().unlink(&part, gfid)?),
                     Winner::Other => {
                         let deciding = self.base.deciding();
                         deciding.rename(&part, gfid, place, RenameMode::RenameReplace)?;
@@ -356,19 +460,37 @@ impl<'a> Merger<'a> {
     /// of what was brought for it.
     fn part(&mut self, mine: Gfid, there: Gfid, known: bool) -> Result<(Gfid, Place), MergeError> {
         let part = Place::version(self.version(there, mine).part_name());
-        let gfid = match self.brought.get(&mine) {
-            Some(brought) if self.base.object(*brought)?.is_some() => {
-                match self.base.link(*brought, &part) {
-                    Ok(()) | Err(FsError::Exists) => {}
-                    Err(error) => return Err(error.into()),
-                }
-                return Ok((*brought, part));
-            }
-            _ if known => self.id_of(mine),
-            _ => mine,
+        let made = match self.brought.get(&mine) {
+            Some(brought) => *brought,
+            None if known => self.id_of(mine),
+            None => mine,
         };
-        stage(self.source, self.base, mine, gfid, &part)?;
-        Ok((gfid, part))
+        if self.base.object(made)?.is_some() {
+            match self.base.link(made, &part) {
+                Ok(()) | Err(FsError::Exists) => {}
+                Err(error) => return Err(error.into()),
+            }
+        } else {
+            stage(self.source, self.base.deciding(), mine, made, &part)?;
+        }
+        Ok((made, part))
+    }
+
+    /// A version is this side's content: not one more name of an object that the base has too, and
+    /// may have changed.
+    fn own_copy(&mut self, mine: Gfid, made: Gfid, part: &Place) -> Result<Gfid, MergeError> {
+        if made != mine || self.brought.get(&mine) != Some(&mine) {
+            return Ok(made);
+        }
+        let base = self.base.deciding();
+        base.unlink(part, made)?;
+        let copy = self.id_for(mine, VERSION_SEED);
+        if base.object(copy)?.is_some() {
+            base.link(copy, part)?;
+        } else {
+            stage(self.source, base, mine, copy, part)?;
+        }
+        Ok(copy)
     }
 
     fn now_brought(&mut self, mine: Gfid, gfid: Gfid, place: &Place) -> Result<(), MergeError> {
@@ -381,8 +503,8 @@ impl<'a> Merger<'a> {
     fn keep(&mut self, version: Version, gfid: Gfid, part: &Place) -> Result<(), MergeError> {
         self.say_path(version.other, gfid)?;
         let place = Place::version(version.name());
-        self.base
-            .rename(part, gfid, &place, RenameMode::RenameNoreplace)?;
+        let how = RenameMode::RenameNoreplace;
+        self.base.deciding().rename(part, gfid, &place, how)?;
         self.base.sync(Gfid::SPLIT)?;
         self.report.conflicts += 1;
         Ok(())
@@ -391,49 +513,18 @@ impl<'a> Merger<'a> {
     fn say_path(&self, mine: Gfid, there: Gfid) -> Result<(), MergeError> {
         let path = self.source.path_of(mine).unwrap_or_default();
         let value = Bytes::from(path.into_bytes());
-        Ok(self.base.set_xattr(there, PATH_XATTR, &value)?)
+        Ok(self.base.deciding().set_xattr(there, PATH_XATTR, &value)?)
     }
 
-    /// Removes what this side removed and the base left as it was.
-    fn remove(&mut self) -> Result<(), MergeError> {
-        let mut directories = Vec::new();
-        for (parent, name) in self.alone.all_names() {
-            if self.at_side(parent, &name)?.is_some() {
-                continue;
-            }
-            let parent = self.directories.get(&parent).copied().unwrap_or(parent);
-            let place = Place::new(parent, name);
-            let Some(held) = self.base.lookup(&place)? else {
-                continue;
-            };
-            let gfid = held.gfid.unwrap_or_default();
-            // One that only an open file keeps is gone.
-            let mine = self.source.object(gfid);
-            let is_elsewhere = mine.is_ok_and(|mine| mine.nlink > 0);
-            if is_directory(&held) {
-                if !is_elsewhere {
-                    directories.push((place, gfid));
-                }
-            } else if !is_elsewhere || held.nlink > 1 {
-                self.report.removed += u64::from(refusable(self.base.unlink(&place, gfid))?);
-            }
-        }
-        // Those below others go first, whatever their order here.
-        loop {
-            let before = directories.len();
-            let mut left = Vec::new();
-            for (place, gfid) in directories {
-                if refusable(self.base.rmdir(&place, gfid))? {
-                    self.report.removed += 1;
-                } else {
-                    left.push((place, gfid));
-                }
-            }
-            if left.is_empty() || left.len() == before {
-                return Ok(());
-            }
-            directories = left;
-        }
+    /// Whether this side has that object too, and it is not the one in question.
+    fn is_elsewhere(&self, there: Gfid, mine: Gfid) -> bool {
+        let known = self.source.object(there);
+        there != mine && known.is_ok_and(|known| known.nlink > 0)
+    }
+
+    /// Whether the base got a copy of an object of this side.
+    fn is_copied(&self, gfid: Gfid) -> bool {
+        self.brought.get(&gfid).is_some_and(|copy| *copy != gfid)
     }
 
     fn at_side(&self, parent: Gfid, name: &[u8]) -> Result<Option<Object>, MergeError> {
@@ -463,9 +554,14 @@ impl<'a> Merger<'a> {
 
     /// The id of what is brought for an object that the base has too: the same in every attempt.
     fn id_of(&self, mine: Gfid) -> Gfid {
+        self.id_for(mine, 0)
+    }
+
+    fn id_for(&self, mine: Gfid, seed: u64) -> Gfid {
+        let seed = self.side.epoch.id ^ seed;
         Gfid {
             hi: mine.hi,
-            lo: xxh3_64_with_seed(&mine.to_bytes(), self.side.epoch.id) | 2,
+            lo: xxh3_64_with_seed(&mine.to_bytes(), seed) | 2,
         }
     }
 
@@ -481,6 +577,23 @@ impl<'a> Merger<'a> {
         let path = self.source.path_of(gfid);
         MergeError::Restless(path.unwrap_or_else(|| gfid.to_string()))
     }
+}
+
+/// What to do about a directory in the way of a file.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Blocked {
+    /// Look again at the end.
+    ComeBack,
+    /// It is a conflict.
+    Keep,
+}
+
+/// How a name was left.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Settled {
+    Done,
+    /// A directory is in the way.
+    Blocked,
 }
 
 /// Whether a change was made; `false` when the base would lose something by it, or it makes no

@@ -206,7 +206,8 @@ fn carry_out(base: Hands<'_>, found: &InConflict, choice: Choice) -> Result<(), 
             base.unlink(&Place::version(kept.version.name()), gfid)?;
         }
     }
-    Ok(base.sync(Gfid::SPLIT)?)
+    base.sync(Gfid::SPLIT)?;
+    Ok(base.remove_empty_versions()?)
 }
 
 /// The version that is greatest by `key`; `None` = the file as it is.

@@ -3,7 +3,7 @@
 use mortar_common::{BrickId, Gfid};
 
 /// Ends the name of what is not complete yet, or not a conflict.
-const PART: &[u8] = b".part";
+pub(super) const PART: &[u8] = b".part";
 /// Where the path of the file is kept on its version, for people to read.
 pub const PATH_XATTR: &[u8] = b"trusted.split-brain.path";
 

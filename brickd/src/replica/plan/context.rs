@@ -164,7 +164,7 @@ impl Context<'_> {
         name: &[u8],
     ) -> Result<(), PlanError> {
         // What a merge makes has, or will have, another name.
-        let placed = self.split == SplitWork::SplitMerge || gfid.slot() == name_slot(parent, name);
+        let placed = self.split != SplitWork::SplitNone || gfid.slot() == name_slot(parent, name);
         if !placed || gfid == Gfid::ROOT {
             return Err(FsError::Invalid.into());
         }

@@ -10,5 +10,6 @@ pub mod requests;
 pub mod scale;
 pub mod simulator;
 pub mod stall;
+pub mod tickets;
 pub mod trees;
 pub mod users;

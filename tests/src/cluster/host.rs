@@ -311,7 +311,29 @@ impl Host {
         self.iptables(&format!("-A OUTPUT -d {} -j DROP", other.address));
     }
 
-    /// Ends [`Host::drop_incoming`], [`Host::drop_outgoing`] and [`Host::drop_between`].
+    /// Drops what comes in from that host, and from it alone; what goes to it still arrives.
+    #[track_caller]
+    pub fn drop_from(&self, other: &Host) {
+        self.iptables(&format!("-A INPUT -s {} -j DROP", other.address));
+    }
+
+    /// Packets that were dropped here since the last [`Host::drop_nothing`].
+    #[track_caller]
+    pub fn dropped_packets(&self) -> u64 {
+        let listed = ["INPUT", "OUTPUT"].map(|chain| self.iptables(&format!("-nvxL {chain}")));
+        let dropped = |line: &str| {
+            let mut words = line.split_whitespace();
+            let packets = words.next()?.parse::<u64>().ok()?;
+            (words.nth(1)? == "DROP").then_some(packets)
+        };
+        listed
+            .iter()
+            .flat_map(|text| text.lines())
+            .filter_map(dropped)
+            .sum()
+    }
+
+    /// Ends whatever drops something here.
     #[track_caller]
     pub fn drop_nothing(&self) {
         self.iptables("-F INPUT");
@@ -390,12 +412,12 @@ impl Host {
     }
 
     #[track_caller]
-    fn iptables(&self, words: &str) {
+    fn iptables(&self, words: &str) -> String {
         let mut command = enter_network(&Place::Namespace(self.namespace.clone()));
         command
             .args(["iptables", "-w"])
             .args(words.split_whitespace());
-        run(command, CLI_WITHIN).ok();
+        run(command, CLI_WITHIN).ok()
     }
 
     fn lock_brickd(&self) -> MutexGuard<'_, Option<Process>> {

@@ -30,4 +30,4 @@ pub use query::answer;
 pub use recent::Recent;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -2,8 +2,8 @@
 
 mod bytes;
 mod changes;
-mod double;
+pub(crate) mod double;
 mod model;
 mod rig;
 mod scenarios;
-mod tree;
+pub(crate) mod tree;

@@ -372,6 +372,15 @@ impl Replica {
                 epoch,
                 unanswered,
             } => self.mark(brick, epoch, &unanswered),
+            Command::Doubt {
+                brick,
+                epoch,
+                cleared_by,
+            } => {
+                if let Err(failure) = self.absent.doubt(brick, epoch, cleared_by) {
+                    self.disk_failed(&failure.to_string());
+                }
+            }
             Command::StartHeal(brick) => self.start_heal(brick),
             Command::StopHeal(brick) => self.stop_heal(brick),
             Command::SendTable(brick) => self.send_table(brick),
@@ -397,7 +406,11 @@ impl Replica {
             }
             _ => info!(volume, brick, epoch = number, in_sync, ?role, "role"),
         }
-        self.look_after_partners(&epoch);
+        let last = self.newest_number();
+        let (absent, life) = (&self.absent, self.setting.incarnation);
+        if let Err(failure) = absent.in_role(role, &epoch, life, last, &self.ports.bricks()) {
+            return self.disk_failed(&failure.to_string());
+        }
         self.conflicts.forget();
         if *role == Role::Primary {
             self.begin_as_primary();

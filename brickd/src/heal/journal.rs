@@ -103,7 +103,7 @@ impl Journal {
             written: 0,
             volatile: false,
         };
-        journal.rewrite(marks)?;
+        journal.rewrite(&[marks])?;
         Ok(journal)
     }
 
@@ -161,7 +161,7 @@ impl Journal {
                 None => Scope::All,
             };
             marks.mark_everything(scope, &mut MarkRecord::default());
-            journal.rewrite(&marks)?;
+            journal.rewrite(&[&marks])?;
         }
         Ok(Some((journal, marks, trust)))
     }
@@ -199,15 +199,17 @@ impl Journal {
         self.written > REWRITE_MIN && self.written / REWRITE_RATIO > left
     }
 
-    /// Replaces the file by these marks, durably.
+    /// Replaces the file by all these marks, durably.
     ///
     /// # Errors
     /// Those of the disk.
-    pub fn rewrite(&mut self, marks: &Marks) -> Result<(), BrickError> {
+    pub fn rewrite(&mut self, marks: &[&Marks]) -> Result<(), BrickError> {
         let mut records = vec![self.header.encode_to_vec()];
-        records.extend(marks.records().iter().map(Message::encode_to_vec));
+        for record in marks.iter().flat_map(|marks| marks.records()) {
+            records.push(record.encode_to_vec());
+        }
         self.store.replace_records(&self.name, &records)?;
-        self.written = marks.len();
+        self.written = marks.iter().map(|marks| marks.len()).sum();
         self.volatile = false;
         Ok(())
     }

@@ -22,7 +22,16 @@ pub enum Verdict {
 
 struct Inner {
     marks: Marks,
+    /// What was sent to the partner while it is healed, and may not have come there. Holds nothing
+    /// up; it is written down for the case that this process ends before the partner confirms it.
+    sent: Marks,
     journal: Journal,
+}
+
+impl Inner {
+    fn rewrite(&mut self) -> Result<(), BrickError> {
+        self.journal.rewrite(&[&self.marks, &self.sent])
+    }
 }
 
 /// What one absent or syncing partner may lack. All calls may be made from any thread; they touch
@@ -46,7 +55,12 @@ impl PartnerMarks {
         marks: Marks,
     ) -> Result<Self, BrickError> {
         let journal = Journal::begin(store, partner, epoch, writer, &marks)?;
-        Ok(Self::of(partner, Inner { marks, journal }))
+        Ok(Self::of(partner, marks, journal))
+    }
+
+    /// What the file is called in which the marks of this partner are written down.
+    pub fn file_name(partner: BrickId) -> String {
+        Journal::file_name(partner)
     }
 
     /// What was written down before this start; `None` when nothing was. `last_in_sync`: the epoch
@@ -62,11 +76,16 @@ impl PartnerMarks {
         last_in_sync: Option<EpochRef>,
     ) -> Result<Option<(Self, Trust)>, BrickError> {
         let loaded = Journal::load(store, partner, writer, last_in_sync)?;
-        Ok(loaded
-            .map(|(journal, marks, trust)| (Self::of(partner, Inner { marks, journal }), trust)))
+        Ok(loaded.map(|(journal, marks, trust)| (Self::of(partner, marks, journal), trust)))
     }
 
-    fn of(partner: BrickId, inner: Inner) -> Self {
+    fn of(partner: BrickId, marks: Marks, journal: Journal) -> Self {
+        let sent = Marks::new();
+        let inner = Inner {
+            marks,
+            sent,
+            journal,
+        };
         PartnerMarks {
             partner,
             inner: Mutex::new(inner),
@@ -98,6 +117,8 @@ impl PartnerMarks {
     pub fn judge(&self, change: &Change) -> Result<Verdict, BrickError> {
         let mut inner = self.lock();
         if !inner.marks.touches(change) {
+            let record = inner.sent.add(change);
+            inner.journal.append(&record)?;
             return Ok(Verdict::Send);
         }
         let record = inner.marks.add(change);
@@ -114,6 +135,7 @@ impl PartnerMarks {
     pub fn lost(&self, recent: &Marks) -> Result<(), BrickError> {
         let mut inner = self.lock();
         inner.marks.reset();
+        inner.sent = Marks::new(); // All of it is in `recent`.
         for record in recent.records() {
             inner.marks.restore(&record);
             inner.journal.append(&record)?;
@@ -152,7 +174,7 @@ impl PartnerMarks {
     /// Those of the disk.
     pub fn end(&self) -> Result<(), BrickError> {
         let mut inner = self.lock();
-        inner.marks = Marks::new();
+        (inner.marks, inner.sent) = (Marks::new(), Marks::new());
         inner.journal.remove()
     }
 
@@ -167,15 +189,15 @@ impl PartnerMarks {
     }
 
     /// Changes the marks in memory only: what was carried.
-    pub(super) fn carried<T>(&self, change: impl FnOnce(&mut Marks) -> T) -> T {
+    pub fn carried<T>(&self, change: impl FnOnce(&mut Marks) -> T) -> T {
         change(&mut self.lock().marks)
     }
 
     /// Changes the marks and writes down what is new.
-    pub(super) fn edit(
-        &self,
-        change: impl FnOnce(&mut Marks, &mut MarkRecord),
-    ) -> Result<(), BrickError> {
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn edit(&self, change: impl FnOnce(&mut Marks, &mut MarkRecord)) -> Result<(), BrickError> {
         let mut inner = self.lock();
         let mut record = MarkRecord::default();
         change(&mut inner.marks, &mut record);
@@ -186,23 +208,27 @@ impl PartnerMarks {
     }
 
     /// Drops what a confirmed sync covers. Returns how many marks went.
-    pub(super) fn synced(&self, up_to: u64) -> Result<usize, BrickError> {
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn synced(&self, up_to: u64) -> Result<usize, BrickError> {
         let mut inner = self.lock();
         let gone = inner.marks.synced(up_to);
-        let left = inner.marks.len();
+        let left = inner.marks.len() + inner.sent.len();
         if inner.journal.is_rewrite_due(left) {
-            let Inner { marks, journal } = &mut *inner;
-            journal.rewrite(marks)?;
+            inner.rewrite()?;
         }
         Ok(gone)
     }
 
     /// The comparison of everything is done; durably.
-    pub(super) fn compared_everything(&self, generation: u64) -> Result<(), BrickError> {
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub fn compared_everything(&self, generation: u64) -> Result<(), BrickError> {
         let mut inner = self.lock();
         inner.marks.compared_everything(generation);
-        let Inner { marks, journal } = &mut *inner;
-        journal.rewrite(marks)
+        inner.rewrite()
     }
 
     /// Waits until something is marked, at most so long.

@@ -2,8 +2,8 @@
 
 mod bytes;
 mod changes;
-pub mod double;
+pub(crate) mod double;
 mod model;
 mod rig;
 mod scenarios;
-pub mod tree;
+pub(crate) mod tree;

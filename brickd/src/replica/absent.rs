@@ -8,15 +8,19 @@
 //! since, and not what the partner merely may lack: that is kept beside the marks ([`alone`]).
 
 mod alone;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mortar_common::BrickId;
+use mortar_common::{BrickId, Incarnation};
 use mortar_proto::data::{Change, CopySynced, EpochRef, change::Step};
+use mortar_proto::registry::{Copy, Epoch};
 use tracing::{info, warn};
 
+use super::core::Role;
 use super::now_ms;
 use crate::brick::{BrickError, HealSource, Store, StoredState};
 use crate::heal::{Marks, PartnerMarks, Recent, Scope, Touched, Trust, Verdict, Writer};
@@ -56,6 +60,18 @@ struct Partner {
     alone: Option<Arc<PartnerMarks>>,
     /// Being healed from here: changes numbered after this one are judged as they are numbered.
     judged_after: Option<u64>,
+    /// It may hold what was never received here.
+    doubt: Option<Doubt>,
+}
+
+/// Why everything is marked for a copy, and what ends that.
+struct Doubt {
+    /// The primary that sends this copy, too, whatever it has sent to that one …
+    cleared_by: BrickId,
+    /// … before what it orders in an epoch after this.
+    after: EpochRef,
+    /// The mark of everything that was made for it.
+    generation: Option<u64>,
 }
 
 impl Absent {
@@ -68,6 +84,11 @@ impl Absent {
                 mount: 0,
             }
         });
+        Self::written_by(store, me, writer)
+    }
+
+    /// Notes of the copy `me`, whose page cache lives as long as `writer` says.
+    pub fn written_by(store: Arc<dyn HealSource>, me: BrickId, writer: Writer) -> Self {
         Absent {
             me,
             touched: Touched::new(Arc::clone(&store) as Arc<dyn Store>),
@@ -197,12 +218,14 @@ impl Absent {
         partner.recorded = partner.recorded.max(number);
     }
 
-    /// What each copy has confirmed, to travel with changes.
+    /// What each copy in sync has confirmed, to travel with changes. Not of one that is healed: it
+    /// lacks what is marked, and who does not know yet that it was out would believe it.
     pub fn news_of_syncs(&self) -> Vec<CopySynced> {
         let inner = self.lock();
         let others = inner
             .partners
             .iter()
+            .filter(|(_, partner)| partner.marks.is_none())
             .map(|(brick, partner)| (*brick, partner.synced));
         others
             .chain([(self.me, inner.synced_here)])
@@ -214,8 +237,59 @@ impl Absent {
             .collect()
     }
 
+    /// This copy, in the life `incarnation`, has a role in an epoch; the highest number known is
+    /// `last`. In sync, it notes changes for the copies that the epoch lists. Once it is healed by
+    /// another, it lacks what changed without it: what it had noted of the set's `bricks` is not all
+    /// any more, and counts for nothing.
+    pub fn in_role(
+        &self,
+        role: &Role,
+        epoch: &Epoch,
+        incarnation: Incarnation,
+        last: u64,
+        bricks: &[BrickId],
+    ) -> Result<(), BrickError> {
+        if *role == Role::Syncing {
+            return self.void(bricks);
+        }
+        let listed = |copy: &&Copy| copy.brick != self.me.0;
+        let me = (self.me.0, incarnation.0);
+        if epoch
+            .in_sync
+            .iter()
+            .any(|copy| (copy.brick, copy.incarnation) == me)
+        {
+            self.lock().in_sync_from.get_or_insert(last);
+            for copy in epoch.in_sync.iter().filter(listed) {
+                self.is_back(BrickId(copy.brick));
+                self.follow(BrickId(copy.brick), last);
+            }
+        }
+        Ok(())
+    }
+
+    /// Nothing is known of what other copies lack, neither in memory nor on the disk. What this copy
+    /// has touched stays known, and so does what it changed alone.
+    fn void(&self, bricks: &[BrickId]) -> Result<(), BrickError> {
+        let mut inner = self.lock();
+        inner.recent = Recent::new();
+        for partner in inner.partners.values_mut() {
+            partner.noted_after = None;
+            partner.judged_after = None;
+            partner.doubt = None;
+            partner.marks = None;
+        }
+        let written = self.store.record_files()?;
+        for name in bricks.iter().map(|brick| PartnerMarks::file_name(*brick)) {
+            if written.contains(&name) {
+                self.store.replace_records(&name, &[])?;
+            }
+        }
+        Ok(())
+    }
+
     /// From now on, after the change `number`, what changes is noted for this in-sync copy.
-    pub fn follow(&self, copy: BrickId, number: u64) {
+    fn follow(&self, copy: BrickId, number: u64) {
         let mut inner = self.lock();
         let partner = inner.partners.entry(copy).or_default();
         if partner.noted_after.is_none() {
@@ -232,6 +306,7 @@ impl Absent {
             inner.merging.clear();
             let partner = inner.partners.entry(copy).or_default();
             partner.judged_after = None;
+            partner.doubt = None;
             [partner.marks.take(), partner.alone.take()]
         };
         for marks in marks.into_iter().flatten() {
@@ -286,8 +361,52 @@ impl Absent {
         Ok(())
     }
 
-    /// The marks of a copy that is not in sync: those in memory, those of the disk, or else
-    /// what was touched is marked, and everything for a copy that never was in sync. `last_in_sync` is the newest epoch that lists it.
+    /// A copy that went out of `epoch` may hold changes that were never received here: everything
+    /// is marked for it, until a change comes that `cleared_by` ordered in a later epoch.
+    pub fn doubt(
+        &self,
+        copy: BrickId,
+        epoch: EpochRef,
+        cleared_by: Option<BrickId>,
+    ) -> Result<(), BrickError> {
+        let mut inner = self.lock();
+        let partner = inner.partners.entry(copy).or_default();
+        let Some(marks) = &partner.marks else {
+            return Ok(());
+        };
+        if marks.look(|marks| marks.everything().is_some()) {
+            return Ok(());
+        }
+        // What it has more it has touched.
+        marks.mark_everything(Scope::Touched)?;
+        let generation = marks.look(Marks::everything);
+        partner.doubt = cleared_by.map(|cleared_by| Doubt {
+            cleared_by,
+            after: epoch,
+            generation,
+        });
+        Ok(())
+    }
+
+    /// A change has come that the primary `from` ordered in `epoch`.
+    pub fn received(&self, from: BrickId, epoch: EpochRef) -> Result<(), BrickError> {
+        let mut inner = self.lock();
+        for partner in inner.partners.values_mut() {
+            let clears =
+                |doubt: &mut Doubt| doubt.cleared_by == from && epoch.number > doubt.after.number;
+            if let Some(doubt) = partner.doubt.take_if(clears)
+                && let Some(marks) = &partner.marks
+                && let Some(generation) = doubt.generation
+            {
+                marks.compared_everything(generation)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// The marks of a copy that is not in sync: those in memory, those of the disk, or else what
+    /// was touched is marked, and everything for a copy that never was in sync. `last_in_sync` is
+    /// the newest epoch that lists it.
     pub fn ensure(
         &self,
         copy: BrickId,
@@ -321,26 +440,47 @@ impl Absent {
     }
 
     /// This primary begins to heal a copy: changes after `number` are judged for it, and noted, as
-    /// they may be lost there again. Called under the order lock.
-    pub fn heal_begins(&self, copy: BrickId, number: u64) {
+    /// they may be lost there again. `in_flight` are those before it that may not be applied here:
+    /// they are marked now, or the copy might be healed of all that is marked before they are.
+    /// Called under the order lock.
+    pub fn heal_begins<'a>(
+        &self,
+        copy: BrickId,
+        number: u64,
+        in_flight: impl Iterator<Item = &'a Change>,
+    ) -> Result<(), BrickError> {
         let mut inner = self.lock();
         let partner = inner.partners.entry(copy).or_default();
+        if let Some(marks) = &partner.marks {
+            for change in in_flight.filter(|change| !is_heal(change)) {
+                marks.mark(change)?;
+            }
+        }
         partner.judged_after = Some(number);
         partner.noted_after = Some(number);
         partner.synced = partner.synced.max(number);
         inner.recent.forget(copy);
         inner.recent.follow(copy, number);
+        Ok(())
+    }
+
+    /// Whether a copy that is being healed lacks nothing, as far as is known here.
+    pub fn lacks_nothing(&self, copy: BrickId) -> bool {
+        self.marks(copy).is_some_and(|marks| marks.is_empty())
     }
 
     /// The heal ended without the copy being in sync.
     pub fn heal_ends(&self, copy: BrickId) {
         let mut inner = self.lock();
+        let begun = |partner: &mut Partner| partner.judged_after.take().is_some();
+        if !inner.partners.get_mut(&copy).is_some_and(begun) {
+            return; // It went out meanwhile, and what was noted is in its marks.
+        }
         let recent = inner.recent.since(copy);
         inner.recent.forget(copy);
         let Some(partner) = inner.partners.get_mut(&copy) else {
             return;
         };
-        partner.judged_after = None;
         partner.noted_after = None;
         if let Some(marks) = &partner.marks
             && let Err(failure) = marks.lost(&recent)
@@ -364,11 +504,6 @@ impl Absent {
             .values()
             .filter_map(|partner| partner.marks.clone())
             .collect()
-    }
-
-    /// This copy is in sync, after the change `number`.
-    pub fn in_sync(&self, number: u64) {
-        self.lock().in_sync_from.get_or_insert(number);
     }
 
     /// What other copies told this one that they had recorded as durable.
@@ -402,6 +537,25 @@ impl Absent {
         };
         self.touched
             .synced_everywhere(number, in_sync_from, now_ms())
+    }
+
+    /// What another copy would be healed of if it came back now; `None`: as too little is known of
+    /// it, everything would be compared. Costs a copy of all that is noted: for checks.
+    pub fn may_lack(&self, copy: BrickId) -> Option<Marks> {
+        let inner = self.lock();
+        let partner = inner.partners.get(&copy)?;
+        let noted = partner.noted_after.map(|after| partner.synced >= after);
+        let recent = noted.map(|_| inner.recent.since(copy));
+        match (&partner.marks, recent) {
+            (Some(marks), recent) => {
+                let mut marks = marks.look(Marks::clone);
+                for record in recent.iter().flat_map(Marks::records) {
+                    marks.restore(&record);
+                }
+                Some(marks)
+            }
+            (None, recent) => recent.filter(|_| noted == Some(true)),
+        }
     }
 
     /// Whether the list of recent changes is so long that all copies should sync.
@@ -440,96 +594,5 @@ fn syncs(change: &Change) -> bool {
         Some(Step::Fsync(_)) => true,
         Some(Step::Write(write)) => write.sync,
         _ => false,
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::heal::tests::double::Double;
-    use crate::heal::tests::tree::Tree;
-    use mortar_common::Gfid;
-    use mortar_proto::data::{FsyncStep, WriteStep};
-
-    const COPY: BrickId = BrickId(2);
-    const EPOCH: EpochRef = EpochRef { number: 3, id: 33 };
-    const FILE: Gfid = Gfid { hi: 1, lo: 7 };
-
-    fn write(number: u64, offset: u64, sync: bool) -> Change {
-        let step = WriteStep {
-            gfid: Some(FILE),
-            offset,
-            len: 10,
-            sync,
-            ..Default::default()
-        };
-        Change {
-            number,
-            step: Some(Step::Write(step)),
-            ..Default::default()
-        }
-    }
-
-    fn fsync(number: u64) -> Change {
-        let step = FsyncStep {
-            gfid: Some(FILE),
-            ..Default::default()
-        };
-        Change {
-            number,
-            step: Some(Step::Fsync(step)),
-            ..Default::default()
-        }
-    }
-
-    /// A copy whose partner has just gone out.
-    fn alone(folder: &Path) -> (Arc<Double>, Absent) {
-        let store = Arc::new(Double::new(Tree::new()));
-        let absent = Absent::new(store.clone(), BrickId(1), folder);
-        absent.follow(COPY, 0);
-        absent.went_out(COPY, EPOCH, [].iter()).unwrap();
-        (store, absent)
-    }
-
-    /// Where the first bytes begin that are still marked after a power cut at this moment.
-    fn marked_after_power_cut(store: &Double) -> Option<u64> {
-        let left = Arc::new(store.after_power_cut());
-        let writer = Writer {
-            boot: "another".to_owned(),
-            mount: 1,
-        };
-        let loaded = PartnerMarks::load(left, COPY, &writer, Some(EPOCH)).unwrap();
-        let (marks, _) = loaded.expect("the journal was begun durably");
-        marks.look(|marks| marks.pending_range(FILE, 0).map(|range| range.start))
-    }
-
-    #[test]
-    fn an_fsync_makes_the_marks_of_an_absent_copy_durable_too() {
-        let folder = tempfile::tempdir().unwrap();
-        let (store, absent) = alone(folder.path());
-        absent.note(&write(1, 500, false)).unwrap();
-        assert_eq!(marked_after_power_cut(&store), None);
-        absent.note(&fsync(2)).unwrap();
-        assert_eq!(marked_after_power_cut(&store), Some(500));
-        absent.note(&write(3, 0, true)).unwrap();
-        assert_eq!(marked_after_power_cut(&store), Some(0));
-    }
-
-    #[test]
-    fn what_others_had_synced_is_remembered_over_a_restart() {
-        let folder = tempfile::tempdir().unwrap();
-        let (_, absent) = alone(folder.path());
-        absent.recorded(COPY, 40);
-        absent.returned(COPY, 40).unwrap();
-        let marks = absent.marks(COPY).unwrap();
-        assert_eq!(marks.look(|marks| marks.everything()), None);
-        let known = recorded_by(&StoredState {
-            recorded: absent.recorded_syncs(),
-            ..StoredState::default()
-        });
-        assert_eq!(known[&COPY].recorded, 40);
-        absent.returned(COPY, 39).unwrap();
-        assert!(marks.look(|marks| marks.everything()).is_some());
-        assert_eq!(marks.look(|marks| marks.scope()), Scope::All);
     }
 }

@@ -26,6 +26,8 @@ mod out;
 mod scenarios;
 mod start;
 #[cfg(test)]
+mod surplus;
+#[cfg(test)]
 mod testing;
 pub mod types;
 mod wishes;
@@ -110,6 +112,8 @@ pub struct Core {
     incoming: Option<Incoming>,
     /// Numbers received that are not known to be complete.
     received: BTreeSet<u64>,
+    /// The primary whose own changes have come here: behind all it took over from another.
+    heard_order_of: Option<(BrickId, Incarnation)>,
 }
 
 /// An epoch that is being stored.

@@ -200,6 +200,9 @@ impl Replica {
                     return Err(FrameError::Closed);
                 }
             }
+            if let Err(failure) = self.absent.received(from, epoch) {
+                self.disk_failed(&failure.to_string());
+            }
             // The primary speaks for itself; of other backups it may mean those that are left.
             self.absent.applied_by_up_to(from, ordered.complete);
             self.absent.fsync_ordered(&change);

@@ -111,7 +111,11 @@ impl Replica {
         {
             let _order = self.streams.lock();
             let number = self.lock_core().last_number();
-            self.absent.heal_begins(copy, number);
+            let in_flight = self.tail.above(0);
+            let changes = in_flight.iter().map(|numbered| &numbered.change);
+            if let Err(failure) = self.absent.heal_begins(copy, number, changes) {
+                return self.disk_failed(&failure.to_string());
+            }
         }
         let run = Arc::new(Run {
             stopped: AtomicBool::new(false),

@@ -9,7 +9,6 @@ use mortar_common::{BrickId, Incarnation};
 use mortar_proto::WIRE_VERSION;
 use mortar_proto::data::{Ack, AckKind, EpochRef, Hello, Role as HelloRole};
 use mortar_proto::frame::{self, FrameError};
-use mortar_proto::registry::Epoch;
 use tracing::{debug, error, warn};
 
 use super::absent::is_heal;
@@ -308,6 +307,9 @@ impl Replica {
     /// A copy went out: write down what it may lack.
     pub(super) fn mark(self: &Arc<Self>, brick: BrickId, epoch: EpochRef, numbers: &[u64]) {
         let mut unanswered: Vec<Arc<Numbered>> = self.tail.get(numbers);
+        // It may have applied what it answered and this copy has not applied: should this process
+        // end before, the other has more.
+        unanswered.extend(self.tail.above(0));
         if let Some(stream) = self.streams.lock().get(&brick) {
             unanswered.extend(lock_unanswered(&stream.unanswered).values().cloned());
         }
@@ -332,24 +334,6 @@ impl Replica {
         if let Err(failure) = self.absent.goes_on_alone(brick, epoch, changes) {
             error!(%failure, "that this copy goes on alone could not be written down");
             self.disk_failed(&failure.to_string());
-        }
-    }
-
-    /// Notes changes for the copies that an epoch lists; those it does not list keep, or get, their
-    /// marks.
-    pub(super) fn look_after_partners(self: &Arc<Self>, epoch: &Epoch) {
-        let listed = |brick: BrickId| epoch.in_sync.iter().any(|copy| copy.brick == brick.0);
-        let me = self.setting().me;
-        if !listed(me) {
-            return;
-        }
-        let last = self.newest_number();
-        self.absent.in_sync(last);
-        for brick in self.ports.bricks() {
-            if brick != me && listed(brick) {
-                self.absent.is_back(brick);
-                self.absent.follow(brick, last);
-            }
         }
     }
 
@@ -395,7 +379,12 @@ impl Replica {
         }
     }
 
-    pub(super) fn send_table(&self, to: BrickId) {
+    /// Hands over sessions, locks and results to a copy that lacks nothing. One that something was
+    /// marked for since it was quiet (it refused a change) is healed once more first.
+    pub(super) fn send_table(self: &Arc<Self>, to: BrickId) {
+        if !self.absent.lacks_nothing(to) {
+            return self.event(|core, now| core.heal_failed(to, now));
+        }
         let mut streams = self.streams.lock();
         let (table, sessions) = self.lock_memory().export();
         if let Some(stream) = streams.get_mut(&to) {

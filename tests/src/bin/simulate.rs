@@ -4,7 +4,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use tests::simulator::{Bug, run};
+use tests::simulator::{Bug, Summary, run};
 
 /// Runs seeds until the time is over or a promise is broken.
 #[derive(Parser)]
@@ -15,6 +15,9 @@ struct Arguments {
     /// Run this seed alone, and print its trace if it fails.
     #[arg(long)]
     seed: Option<u64>,
+    /// Go on after a failure, and only count it.
+    #[arg(long)]
+    keep_going: bool,
     /// The first of the seeds.
     #[arg(long, default_value_t = 1)]
     from: u64,
@@ -27,11 +30,16 @@ fn main() -> ExitCode {
         Some(seed) => (seed, seed),
         None => (arguments.from, u64::MAX),
     };
-    let mut operations = 0;
+    let mut total = Summary::default();
     let mut runs: u64 = 0;
+    let mut failures: u64 = 0;
     for seed in first..=last {
         match run(seed, Bug::None) {
-            Ok(summary) => operations += summary.operations,
+            Ok(summary) => total.add(&summary),
+            Err(failure) if arguments.keep_going => {
+                failures += 1;
+                println!("seed {seed}: {}", failure.what.lines().next().unwrap_or(""));
+            }
             Err(failure) => {
                 println!("{failure}");
                 return ExitCode::FAILURE;
@@ -42,9 +50,18 @@ fn main() -> ExitCode {
             break;
         }
     }
+    let seconds = began.elapsed().as_secs_f64();
     println!(
-        "{runs} clusters from seed {first}, {operations} operations, {:.1} s: every promise kept",
-        began.elapsed().as_secs_f64()
+        "{runs} clusters from seed {first}, {total}; {seconds:.1} s, {:.0} clusters and {:.0} steps \
+         a second",
+        runs as f64 / seconds,
+        total.steps as f64 / seconds
     );
-    ExitCode::SUCCESS
+    if failures == 0 {
+        println!("every promise kept");
+        ExitCode::SUCCESS
+    } else {
+        println!("{failures} broke a promise");
+        ExitCode::FAILURE
+    }
 }

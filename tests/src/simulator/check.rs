@@ -36,6 +36,7 @@ impl World {
             return self.fail(format!("the cluster does not come to rest: {complaint}"));
         }
         self.call_operator();
+        self.start_again_what_gave_up();
         self.at(self.now + 250, Event::Watch);
     }
 
@@ -78,7 +79,7 @@ impl World {
             if !listed || !follows || theirs.epoch_ref() != core.epoch_ref() {
                 return roles();
             }
-            if copy.memory.queues.values().any(|queue| !queue.is_empty()) {
+            if !copy.memory.jobs.is_empty() {
                 return format!("host {host} applies");
             }
         }
@@ -93,6 +94,16 @@ impl World {
             "changes are pending".to_owned()
         } else {
             String::new()
+        }
+    }
+
+    /// A brick whose disk hung for too long has given up: the operator starts it again.
+    fn start_again_what_gave_up(&mut self) {
+        for host in 0..self.copies.len() {
+            if matches!(self.role(host), Some(Role::Stopped(_))) {
+                self.end_host(host, true);
+                self.start_host(host);
+            }
         }
     }
 
@@ -227,7 +238,10 @@ pub fn is_explained(operations: &[Operation], initial: Option<u64>) -> bool {
             if is_done(at) || operation.start > first_end {
                 continue;
             }
-            let (outcome, after) = Outcome::of(operation.ask, held);
+            let (mut outcome, mut after) = Outcome::of(operation.ask, held);
+            if operation.end.is_some_and(|end| end.1 == Outcome::NoSpace) {
+                (outcome, after) = (Outcome::NoSpace, held);
+            }
             let fits = operation.end.is_none_or(|(_, told)| told == outcome);
             let idle = operation.end.is_none() && after == held;
             if !fits || idle {

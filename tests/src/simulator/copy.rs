@@ -1,19 +1,28 @@
 //! The driver double of one copy: its disk, its queues, and the carrying out of commands.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
+use brickd::brick::HealSource;
 use brickd::brick::store::StoredState;
+use brickd::heal::Writer;
+use brickd::replica::absent::Absent;
 use brickd::replica::core::{Answer, Command, Core, Gone, Role, Timing};
-use mortar_common::Incarnation;
+use brickd::replica::keys::{KeyQueue, keys_of_step};
+use mortar_common::{BrickId, Incarnation};
 use mortar_proto::data::EpochRef;
 
+use super::Bug;
 use super::heal::Heal;
+use super::index::{FILES, Records, keys_of, object_of, product_change};
 use super::message::{
     Cell, Change, ClientNo, Event, HostNo, Key, Message, Note, Outcome, Step, Stored, Table,
 };
 use super::world::{KEYS, World};
 
 const TICK_MS: u64 = 50;
+/// Copies of a set at most.
+pub const COPIES_MAX: usize = 3;
 
 /// What is on a disk, page cache included.
 #[derive(Clone, Debug, PartialEq)]
@@ -23,14 +32,19 @@ pub struct Disk {
 }
 
 /// One copy on one host.
-#[derive(Debug)]
 pub struct Copy {
     /// The incarnation; 0 while the process is down.
     pub life: u64,
+    /// The incarnation before, or this one.
+    pub last_life: u64,
     pub core: Option<Core>,
     pub disk: Disk,
     /// What a power cut leaves for certain.
     pub durable: Disk,
+    /// What it has written down of what others lack.
+    pub records: Arc<Records>,
+    /// Power cuts of its host so far.
+    pub boots: u64,
     pub stored: StoredState,
     /// A power cut, or the end of a backup that held changes, took something since it was last in
     /// sync.
@@ -41,11 +55,14 @@ pub struct Copy {
 }
 
 /// What one life remembers.
-#[derive(Debug, Default)]
 pub struct Memory {
+    /// What other copies may lack: the product's own.
+    pub absent: Absent,
     /// Changes that some in-sync copy may lack.
     pub kept: BTreeMap<u64, Change>,
-    pub queues: BTreeMap<Key, VecDeque<Job>>,
+    /// Changes that are to be applied, by number, and the product's order among them.
+    pub jobs: BTreeMap<u64, Job>,
+    pub queue: KeyQueue<u64>,
     /// Received, or ordered here, and not applied.
     pub unapplied: BTreeSet<u64>,
     pub received_to: u64,
@@ -66,15 +83,17 @@ pub struct Memory {
     pub incoming: Option<usize>,
     pub was_in_sync: bool,
     pub disk_failed: bool,
-    // What partners may lack.
-    pub since: Vec<BTreeMap<Key, u64>>,
-    pub known: Vec<bool>,
-    pub sure: Vec<bool>,
-    pub tails: Vec<Option<Vec<Key>>>,
-    /// The partner went alone, on a way of its own.
-    pub strays: Vec<bool>,
-    pub joined_at: u64,
+    /// Sent to each copy over its stream, and not answered.
+    pub unanswered: BTreeMap<HostNo, BTreeMap<u64, Change>>,
+    /// Syncs that wait until what was sent before is applied: number and stream.
+    pub syncs: Vec<(u64, usize)>,
+    /// What each copy has confirmed as durable.
+    pub synced: BTreeMap<HostNo, u64>,
     pub queries: BTreeMap<HostNo, u64>,
+    /// Copies that went on alone, on a way of their own.
+    pub strays: [bool; COPIES_MAX],
+    /// Copies that said they have no room.
+    pub full: BTreeSet<HostNo>,
 }
 
 /// A change in the queue of its register.
@@ -83,37 +102,63 @@ pub struct Job {
     pub change: Change,
     /// The stream on which it came; none for the primary's own.
     pub stream: Option<usize>,
-    pub skip: bool,
 }
 
 impl Copy {
-    pub fn new(copies: usize) -> Self {
+    pub fn new(host: HostNo) -> Self {
+        let records = Arc::new(Records::default());
         let disk = Disk {
             cells: vec![Cell::default(); KEYS as usize],
             table: Table::new(),
         };
         Copy {
             life: 0,
+            last_life: 0,
             core: None,
             durable: disk.clone(),
             disk,
             stored: StoredState::default(),
             lost: false,
             went_alone: false,
-            memory: Memory::new(copies),
+            memory: Memory::new(host, &records, 0),
+            records,
+            boots: 0,
         }
     }
 }
 
 impl Memory {
-    fn new(copies: usize) -> Self {
+    fn new(host: HostNo, records: &Arc<Records>, boots: u64) -> Self {
+        let writer = Writer {
+            boot: boots.to_string(),
+            mount: 1,
+        };
+        let records = Arc::clone(records) as Arc<dyn HealSource>;
         Memory {
-            since: vec![BTreeMap::new(); copies],
-            known: vec![false; copies],
-            sure: vec![false; copies],
-            tails: vec![None; copies],
-            strays: vec![false; copies],
-            ..Memory::default()
+            absent: Absent::written_by(records, World::brick(host), writer),
+            kept: BTreeMap::new(),
+            jobs: BTreeMap::new(),
+            queue: KeyQueue::new(),
+            unapplied: BTreeSet::new(),
+            received_to: 0,
+            waiting: BTreeMap::new(),
+            ordered: BTreeMap::new(),
+            judged: BTreeMap::new(),
+            ahead: BTreeMap::new(),
+            since_epoch: 0,
+            streams: BTreeMap::new(),
+            opening: BTreeMap::new(),
+            heals: BTreeMap::new(),
+            recovery: None,
+            incoming: None,
+            was_in_sync: false,
+            disk_failed: false,
+            unanswered: BTreeMap::new(),
+            syncs: Vec::new(),
+            synced: BTreeMap::new(),
+            queries: BTreeMap::new(),
+            strays: Default::default(),
+            full: BTreeSet::new(),
         }
     }
 }
@@ -122,10 +167,14 @@ impl World {
     /// A process starts, unless it runs.
     pub fn start_host(&mut self, host: HostNo) {
         self.hosts[host].up = true;
-        if host >= self.copies.len() || self.copies[host].life != 0 {
+        let refused = self.hosts[host].wiped;
+        if host >= self.copies.len() || self.copies[host].life != 0 || refused {
             return;
         }
-        let (life, seed) = (self.random.id(), self.random.id());
+        let (mut life, seed) = (self.random.id(), self.random.id());
+        if self.bug == Bug::Resume && self.copies[host].last_life != 0 {
+            life = self.copies[host].last_life;
+        }
         let now = self.clock(host);
         let (core, commands) = Core::start(
             World::brick(host),
@@ -135,11 +184,11 @@ impl World {
             seed,
             now,
         );
-        let copies = self.copies.len();
         let copy = &mut self.copies[host];
         copy.life = life;
+        copy.last_life = life;
         copy.core = Some(core);
-        copy.memory = Memory::new(copies);
+        copy.memory = Memory::new(host, &copy.records, copy.boots);
         self.trace(|| format!("host {host} starts as {:04x}", life & 0xffff));
         self.at(self.now + 1, Event::Tick { host, life });
         let sync = self.now + self.random.between(300, 2_500);
@@ -168,13 +217,18 @@ impl World {
         }
         if !by_kill {
             for key in 0..KEYS as usize {
-                let keeps = self.random.chance(50);
+                let (keeps, torn) = (self.random.chance(50), self.random.chance(10));
+                let torn = (torn && key < FILES as usize).then(|| self.random.id());
                 let copy = &mut self.copies[host];
                 if copy.disk.cells[key] != copy.durable.cells[key] && !keeps {
                     copy.disk.cells[key] = copy.durable.cells[key];
+                    // A part of the old bytes and a part of the new.
+                    copy.disk.cells[key].value = torn.or(copy.disk.cells[key].value);
                     copy.lost = true;
                 }
             }
+            self.copies[host].boots += 1;
+            self.copies[host].records.lose_power(&mut self.random);
             let copy = &mut self.copies[host];
             copy.lost |= copy.disk.table != copy.durable.table;
             copy.disk.table = copy.durable.table.clone();
@@ -226,6 +280,9 @@ impl World {
         self.at(self.now + TICK_MS, Event::Tick { host, life });
         self.with_core(host, |core, now| core.tick(now));
         self.go_on_recovering(host, true);
+        if self.random.chance(10) {
+            self.check_index(host);
+        }
     }
 
     pub fn on_gone(&mut self, at: HostNo, of: HostNo, life: u64) {
@@ -268,14 +325,8 @@ impl World {
         match command {
             Command::Apply(number) => {
                 if let Some(change) = self.copies[host].memory.kept.get(&number).copied() {
-                    self.queue(
-                        host,
-                        Job {
-                            change,
-                            stream: None,
-                            skip: false,
-                        },
-                    );
+                    let stream = None;
+                    self.queue(host, Job { change, stream });
                 }
             }
             Command::Answer(number) => self.answer_client(host, number),
@@ -292,7 +343,9 @@ impl World {
                 self.note(host, World::host_of(to), Note::Beacon { epoch, sent });
             }
             Command::AnswerBeacon { to, sent } => {
-                self.note(host, World::host_of(to), Note::BeaconAnswer { epoch, sent });
+                let full = self.hosts[host].full > 0;
+                let answer = Note::BeaconAnswer { epoch, sent, full };
+                self.note(host, World::host_of(to), answer);
             }
             Command::Query(brick) => {
                 let id = self.random.id();
@@ -308,7 +361,8 @@ impl World {
                 alone,
             } => {
                 let life = self.copies[host].life;
-                let at = self.now + self.random.between(1, 12);
+                let slow = self.hosts[host].slow_until > self.now;
+                let at = self.now + self.random.between(1, if slow { 1_500 } else { 12 });
                 let stored = Stored {
                     epoch,
                     history,
@@ -316,7 +370,16 @@ impl World {
                 };
                 self.at(at, Event::Stored { host, life, stored });
             }
-            Command::Mark { brick, epoch, .. } => self.mark(host, World::host_of(brick), epoch),
+            Command::Mark { brick, epoch, .. } => self.mark(host, brick, epoch),
+            Command::Doubt {
+                brick,
+                epoch,
+                cleared_by,
+            } => {
+                let absent = &self.copies[host].memory.absent;
+                let written = absent.doubt(brick, epoch, cleared_by);
+                self.must_write(host, written.is_ok());
+            }
             Command::StartHeal(brick) => self.start_heal(host, World::host_of(brick)),
             Command::StopHeal(brick) => self.stop_heal(host, World::host_of(brick)),
             Command::SendTable(brick) => self.send_table(host, World::host_of(brick)),
@@ -346,7 +409,7 @@ impl World {
             self.copies[host].went_alone = true;
         }
         self.with_core(host, |core, now| core.stored(named, now));
-        self.note_joined(host);
+        self.note_in_sync(host);
     }
 
     fn role_changed(&mut self, host: HostNo, role: Role) {
@@ -355,7 +418,7 @@ impl World {
             .as_ref()
             .map_or(0, |core| core.epoch().number);
         self.trace(|| format!("host {host} is {role:?} in epoch {epoch}"));
-        match role {
+        match &role {
             Role::Backup => self.copies[host].memory.was_in_sync = true,
             Role::Recovering => {
                 let rolled_back = self.copies[host].lost && !self.copies[host].memory.was_in_sync;
@@ -365,7 +428,6 @@ impl World {
                 self.copies[host].memory.was_in_sync = true;
                 self.copies[host].memory.since_epoch = epoch;
             }
-            Role::Primary => {}
             _ => {}
         }
         if !matches!(role, Role::Primary | Role::Recovering) {
@@ -376,101 +438,101 @@ impl World {
             memory.judged.clear();
             memory.recovery = None;
         }
+        let Some(core) = &self.copies[host].core else {
+            return;
+        };
+        let (epoch, last) = (core.epoch().clone(), core.last_number());
+        let (absent, life) = (&self.copies[host].memory.absent, self.copies[host].life);
+        let bricks: Vec<BrickId> = (0..self.copies.len()).map(World::brick).collect();
+        let written = absent.in_role(&role, &epoch, Incarnation(life), last, &bricks);
+        self.must_write(host, written.is_ok());
     }
 
     // ------------------------------------------------------------ applying
 
     pub fn queue(&mut self, host: HostNo, job: Job) {
-        let key = job.change.key;
-        let queue = self.copies[host].memory.queues.entry(key).or_default();
-        queue.push_back(job);
-        if queue.len() == 1 {
-            self.schedule_apply(host, key);
+        let number = job.change.number;
+        let keys = keys_of_step(&product_change(&job.change));
+        let memory = &mut self.copies[host].memory;
+        memory.jobs.insert(number, job);
+        if memory.queue.admit(number, keys) {
+            self.schedule_apply(host, number);
         }
     }
 
-    fn schedule_apply(&mut self, host: HostNo, key: Key) {
-        let slow = self.random.chance(4);
-        let takes = if slow {
+    fn schedule_apply(&mut self, host: HostNo, number: u64) {
+        let slow_disk = self.hosts[host].slow_until > self.now;
+        let slow = self.random.chance(4) || slow_disk || self.hosts[host].disk_until > self.now;
+        let takes = if slow_disk {
+            self.random.between(100, 2_500)
+        } else if slow {
             self.random.between(20, 300)
         } else {
             self.random.between(0, 3)
         };
         let life = self.copies[host].life;
-        if slow {
-            let head = self.copies[host].memory.queues[&key].front().cloned();
-            if let Some(Job {
-                change,
-                stream: Some(stream),
-                ..
-            }) = head
-            {
-                self.send(
-                    stream,
-                    host,
-                    Message::Ack {
-                        number: change.number,
-                        answer: Answer::Held,
-                    },
-                );
-            }
+        let job = self.copies[host].memory.jobs.get(&number);
+        if let Some(stream) = job.and_then(|job| job.stream).filter(|_| slow) {
+            self.answer(host, stream, number, Answer::Held);
         }
-        self.at(self.now + takes, Event::Apply { host, life, key });
+        let apply = Event::Apply { host, life, number };
+        self.at(self.now + takes, apply);
     }
 
-    pub fn on_apply(&mut self, host: HostNo, key: Key) {
-        let queue = self.copies[host].memory.queues.entry(key).or_default();
-        let Some(job) = queue.pop_front() else { return };
-        if !queue.is_empty() {
-            self.schedule_apply(host, key);
+    pub fn on_apply(&mut self, host: HostNo, number: u64) {
+        let memory = &mut self.copies[host].memory;
+        let Some(job) = memory.jobs.remove(&number) else {
+            return;
+        };
+        for next in memory.queue.done(&number) {
+            self.schedule_apply(host, next);
         }
-        let number = job.change.number;
         if self.copies[host].memory.disk_failed {
             if let Some(stream) = job.stream {
-                self.send(
-                    stream,
-                    host,
-                    Message::Ack {
-                        number,
-                        answer: Answer::Failed,
-                    },
-                );
+                self.answer(host, stream, number, Answer::Failed);
             }
             return;
         }
-        if !job.skip {
-            self.apply(host, &job.change);
-        }
+        self.note_for_absent(host, &job.change);
+        self.apply(host, &job.change);
         self.copies[host].memory.unapplied.remove(&number);
         match job.stream {
-            Some(stream) => {
-                self.send(
-                    stream,
-                    host,
-                    Message::Ack {
-                        number,
-                        answer: Answer::Applied,
-                    },
-                );
-            }
+            Some(stream) => self.answer(host, stream, number, Answer::Applied),
             None => self.with_core(host, |core, now| core.applied(number, now)),
         }
+        self.sync_as_asked(host);
         self.go_on_recovering(host, false);
+    }
+
+    /// Answers a change on the stream it came by.
+    pub fn answer(&mut self, host: HostNo, stream: usize, number: u64, answer: Answer) {
+        let ack = Message::Ack {
+            number,
+            answer,
+            synced: 0,
+        };
+        self.send(stream, host, ack);
     }
 
     pub fn apply(&mut self, host: HostNo, change: &Change) {
         let copy = &mut self.copies[host];
         match change.step {
-            Step::Set(value) => {
+            Step::Set { value, .. } => {
                 copy.disk.cells[change.key as usize] = Cell {
                     version: change.number,
                     value,
                 };
             }
-            Step::Heal(cell) => copy.disk.cells[change.key as usize] = cell,
-            Step::Fsync => copy.durable = copy.disk.clone(),
+            Step::Heal(Some(cell)) => copy.disk.cells[change.key as usize] = cell,
+            Step::Heal(None) | Step::Sync => {}
+            Step::Fsync => {
+                for key in keys_of(object_of(change.key)).map(usize::from) {
+                    copy.durable.cells[key] = copy.disk.cells[key];
+                }
+                copy.durable.table = copy.disk.table.clone();
+            }
         }
-        if !matches!(change.step, Step::Heal(_)) {
+        if !change.step.is_heal() {
             copy.disk
                 .table
                 .insert(change.client, (change.seq, Outcome::Done));

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use mortar_proto::data::{CopyState, EpochRef};
+use mortar_proto::data::{CopyState, CopySynced, EpochRef};
 use mortar_proto::registry::Epoch;
 
 use brickd::replica::core::{Answer, Proposed, RegistryView};
@@ -36,6 +36,10 @@ pub enum Ask {
 }
 
 impl Ask {
+    pub fn is_fsync(self) -> bool {
+        matches!(self, Ask::Fsync(_))
+    }
+
     pub fn key(self) -> Key {
         match self {
             Ask::Read(key)
@@ -53,6 +57,7 @@ pub enum Outcome {
     Done,
     Exists,
     NotFound,
+    NoSpace,
     Value(Option<u64>),
 }
 
@@ -67,10 +72,22 @@ pub enum Told {
 /// What an ordered change does.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Step {
-    Set(Option<u64>),
+    Set {
+        before: Option<u64>,
+        value: Option<u64>,
+    },
     Fsync,
-    /// The register as the healing primary has it.
-    Heal(Cell),
+    /// The register as the healing primary has it; or something of its object that is no register.
+    Heal(Option<Cell>),
+    /// Make durable all that was sent, and confirm it.
+    Sync,
+}
+
+impl Step {
+    /// Whether it is part of a heal, and goes to one copy only.
+    pub fn is_heal(self) -> bool {
+        matches!(self, Step::Heal(_) | Step::Sync)
+    }
 }
 
 /// One ordered change.
@@ -90,31 +107,22 @@ pub type Table = BTreeMap<ClientNo, (u64, Outcome)>;
 /// Over a stream, either way.
 #[derive(Clone, Debug)]
 pub enum Message {
-    /// `skip`: something it touches is marked for this syncing copy.
     Change {
         change: Change,
         complete: u64,
-        skip: bool,
+        /// What each copy has confirmed as durable.
+        synced: Vec<CopySynced>,
     },
+    /// `synced`: everything up to this number is durable, or 0.
     Ack {
         number: u64,
         answer: Answer,
-    },
-    Table {
-        table: Table,
-        number: u64,
-    },
-    TableHeld,
-    SyncRequest(u64),
-    SyncDone {
-        token: u64,
         synced: u64,
     },
-    /// Everything up to this number is durable on that copy.
-    Synced {
-        host: HostNo,
-        number: u64,
-    },
+    Table(Table),
+    TableHeld,
+    /// Everything up to this number is durable here, and recorded.
+    Confirm(u64),
 }
 
 /// Between two processes, outside streams.
@@ -127,6 +135,8 @@ pub enum Note {
     BeaconAnswer {
         epoch: EpochRef,
         sent: u64,
+        /// Its disk has no room.
+        full: bool,
     },
     Query(u64),
     Goodbye {
@@ -144,7 +154,9 @@ pub enum Note {
     Opened {
         conn: usize,
         last_number: u64,
-        tail: Option<Vec<Key>>,
+        /// What it has recorded as durable.
+        synced: u64,
+        /// It went on alone, and what it did is to be found out by comparing all.
         lone: bool,
     },
     NotOpened {
@@ -223,7 +235,7 @@ pub enum Event {
     Apply {
         host: HostNo,
         life: u64,
-        key: Key,
+        number: u64,
     },
     Stored {
         host: HostNo,

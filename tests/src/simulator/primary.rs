@@ -2,10 +2,13 @@
 
 use std::collections::BTreeSet;
 
-use brickd::replica::core::{Answer, Core, NotNow, Role, WaitFor};
+use brickd::replica::core::{Answer, Command, Core, NotNow, Role, WaitFor};
+use mortar_common::BrickId;
+use mortar_proto::data::{CopySynced, EpochRef};
 
 use super::Bug;
 use super::copy::Job;
+use super::index::product_change;
 use super::message::{Ask, Change, ClientNo, HostNo, Message, Note, Outcome, Request, Step, Told};
 use super::world::World;
 
@@ -82,11 +85,14 @@ impl World {
             return;
         };
         let primary = *core.role() == Role::Primary;
-        let unchecked = self.bug == Bug::NoLease && primary;
+        let unchecked = self.bug == Bug::NoLease && primary
+            || self.bug == Bug::ServeSyncing && *core.role() == Role::Syncing;
         let told = match core.may_read(now) {
             Err(why) if !unchecked => self.told_why(Some(why)),
             _ => {
                 let number = core.epoch().number;
+                let epoch = core.epoch_ref();
+                self.note_who_answers(host, epoch);
                 if number < self.answered_in && !self.is_split() {
                     let newest = self.answered_in;
                     self.fail(format!(
@@ -100,6 +106,32 @@ impl World {
         self.tell(client, host, seq, told, primary);
     }
 
+    /// Whether an in-sync copy has no room left, by what this one has heard.
+    fn is_full(&self, host: HostNo) -> bool {
+        let core = self.copies[host].core.as_ref();
+        let in_sync = core.map_or(Vec::new(), Core::in_sync);
+        let memory = &self.copies[host].memory;
+        in_sync.iter().any(|(brick, _)| {
+            let other = World::host_of(*brick);
+            other == host && self.hosts[host].full > 0 || memory.full.contains(&other)
+        })
+    }
+
+    /// In one epoch only one life of one copy answers.
+    fn note_who_answers(&mut self, host: HostNo, epoch: EpochRef) {
+        let me = (host, self.copies[host].life);
+        let first = *self
+            .answered_by
+            .entry((epoch.number, epoch.id))
+            .or_insert(me);
+        if first != me {
+            let (number, other) = (epoch.number, first.0);
+            self.fail(format!(
+                "host {host} and host {other} both answer in epoch {number}"
+            ));
+        }
+    }
+
     /// Judges a change against the state after all ordered changes.
     fn judge_change(&mut self, host: HostNo, request: Request) {
         let Request {
@@ -110,26 +142,38 @@ impl World {
         let ahead = copy.memory.ahead.get(&key).copied();
         let held = ahead.map_or(copy.disk.cells[key as usize].value, |ahead| ahead.1);
         let (outcome, value) = Outcome::of(ask, held);
+        if outcome == Outcome::Done && value.is_some() && !ask.is_fsync() && self.is_full(host) {
+            // Refused before it is ordered, so it is no matter what is on its way.
+            return self.answer_refusal(client, host, seq, Outcome::NoSpace);
+        }
         if outcome == Outcome::Done {
-            return self.order_change(host, request, value);
+            return self.order_change(host, request, held, value);
         }
         if ahead.is_some() {
             // It would be seen before it is certain.
             return self.tell(client, host, seq, Told::Later, true);
         }
+        self.answer_refusal(client, host, seq, outcome);
+    }
+
+    /// Answers what changes nothing, and remembers it: a late copy of the request comes to the same.
+    fn answer_refusal(&mut self, client: ClientNo, host: HostNo, seq: u64, outcome: Outcome) {
         let now = self.clock(host);
         let copy = &mut self.copies[host];
-        if copy
-            .core
-            .as_ref()
-            .is_some_and(|core| core.may_read(now).is_ok())
-        {
+        let may_read = |core: &Core| core.may_read(now).is_ok();
+        if copy.core.as_ref().is_some_and(may_read) {
             copy.memory.judged.insert(client, (seq, outcome));
         }
         self.answer_as_read(client, host, seq, outcome);
     }
 
-    fn order_change(&mut self, host: HostNo, request: Request, value: Option<u64>) {
+    fn order_change(
+        &mut self,
+        host: HostNo,
+        request: Request,
+        held: Option<u64>,
+        value: Option<u64>,
+    ) {
         let Request {
             client, seq, ask, ..
         } = request;
@@ -147,7 +191,10 @@ impl World {
         let step = if matches!(ask, Ask::Fsync(_)) {
             Step::Fsync
         } else {
-            Step::Set(value)
+            Step::Set {
+                before: held,
+                value,
+            }
         };
         let (number, epoch, key) = (ordered.number, ordered.epoch, ask.key());
         let change = Change {
@@ -164,34 +211,66 @@ impl World {
         memory.waiting.insert(number, client);
         memory.ordered.insert(client, seq);
         memory.ahead.insert(key, (number, value));
-        self.remember_changed(host, &change);
+        let absent = &self.copies[host].memory.absent;
+        absent.fsync_ordered(&product_change(&change));
         self.trace(|| format!("host {host} orders {number} client {client} #{seq} {ask:?}"));
         if self.bug == Bug::ApplyEarly {
+            self.note_for_absent(host, &change);
             self.apply(host, &change);
             self.copies[host].memory.ahead.remove(&key);
         }
+        let mut commands = ordered.commands;
         for brick in &ordered.to {
-            self.send_change(host, World::host_of(*brick), change, ordered.complete);
+            commands.extend(self.send_or_skip(host, *brick, change, ordered.complete));
+        }
+        if self.bug == Bug::AckEarly
+            && let Some(core) = self.copies[host].core.as_mut()
+        {
+            for brick in &ordered.to {
+                commands.extend(core.answered(*brick, number, Answer::Applied, now));
+            }
         }
         self.forget_complete(host);
-        self.carry_out(host, ordered.commands);
+        self.carry_out(host, commands);
+    }
+
+    /// Sends a change to one copy; to one that is being healed only if it can apply it.
+    fn send_or_skip(
+        &mut self,
+        host: HostNo,
+        to: BrickId,
+        change: Change,
+        complete: u64,
+    ) -> Vec<Command> {
+        let now = self.clock(host);
+        let copy = &mut self.copies[host];
+        let required = |core: &Core| core.required().contains(&to);
+        let joined = copy.core.as_ref().is_some_and(required);
+        let skips = || copy.memory.absent.skips(to, &product_change(&change));
+        if !joined && skips() {
+            self.trace(|| format!("host {host} marks {} for {to}", change.number));
+            let core = self.copies[host].core.as_mut();
+            return core.map_or(Vec::new(), |core| {
+                core.answered(to, change.number, Answer::Applied, now)
+            });
+        }
+        self.send_change(host, World::host_of(to), change, complete);
+        Vec::new()
     }
 
     /// Sends one change over the stream to a copy, if there is one.
     pub fn send_change(&mut self, host: HostNo, to: HostNo, change: Change, complete: u64) {
-        let healing = self.copies[host].memory.heals.contains_key(&to);
-        let healed = matches!(change.step, Step::Heal(_));
-        let skip = healing && !healed && self.skips(host, to, &change);
-        if let Some(conn) = self.copies[host].memory.streams.get(&to).copied() {
-            self.send(
-                conn,
-                host,
-                Message::Change {
-                    change,
-                    complete,
-                    skip,
-                },
-            );
+        let memory = &mut self.copies[host].memory;
+        if let Some(conn) = memory.streams.get(&to).copied() {
+            let unanswered = memory.unanswered.entry(to).or_default();
+            unanswered.insert(change.number, change);
+            let synced = memory.absent.news_of_syncs();
+            let message = Message::Change {
+                change,
+                complete,
+                synced,
+            };
+            self.send(conn, host, message);
         }
     }
 
@@ -202,17 +281,22 @@ impl World {
         from: HostNo,
         change: Change,
         complete: u64,
-        skip: bool,
+        synced: &[CopySynced],
     ) {
         if self.copies[host].memory.incoming != Some(conn) {
             return;
         }
+        for synced in synced {
+            let absent = &self.copies[host].memory.absent;
+            absent.confirmed(BrickId(synced.brick), synced.number);
+        }
         let now = self.clock(host);
+        let epoch = self.as_named_here(host, change.epoch);
         let Some(core) = self.copies[host].core.as_mut() else {
             return;
         };
         let brick = World::brick(from);
-        match core.received(brick, change.number, change.epoch, complete, now) {
+        match core.received(brick, change.number, epoch, complete, now) {
             Err(why) => {
                 self.trace(|| format!("host {host} refuses {}: {why}", change.number));
                 self.copies[host].memory.incoming = None;
@@ -221,7 +305,11 @@ impl World {
             }
             Ok(commands) => self.carry_out(host, commands),
         }
+        let written = self.copies[host].memory.absent.received(brick, epoch);
+        self.must_write(host, written.is_ok());
         let memory = &mut self.copies[host].memory;
+        memory.absent.applied_by_up_to(brick, complete);
+        memory.absent.fsync_ordered(&product_change(&change));
         if change.number <= memory.received_to {
             let answer = if memory.unapplied.contains(&change.number) {
                 Answer::Held
@@ -229,42 +317,40 @@ impl World {
                 Answer::Applied
             };
             // Applied later, it is answered where it is in the queue.
-            for job in memory.queues.values_mut().flatten() {
-                if job.change.number == change.number {
-                    job.stream = Some(conn);
-                }
+            if let Some(job) = memory.jobs.get_mut(&change.number) {
+                job.stream = Some(conn);
             }
-            return self.send(
-                conn,
-                host,
-                Message::Ack {
-                    number: change.number,
-                    answer,
-                },
-            );
+            return self.answer(host, conn, change.number, answer);
         }
         memory.received_to = change.number;
         memory.unapplied.insert(change.number);
-        if !matches!(change.step, Step::Heal(_)) {
+        if change.step == Step::Sync {
+            memory.syncs.push((change.number, conn));
+            return self.sync_as_asked(host);
+        }
+        if !change.step.is_heal() {
             memory.kept.insert(change.number, change);
-            self.remember_changed(host, &change);
         }
         self.forget_complete(host);
-        self.queue(
-            host,
-            Job {
-                change,
-                stream: Some(conn),
-                skip,
-            },
-        );
+        let stream = Some(conn);
+        self.queue(host, Job { change, stream });
     }
 
-    pub fn on_ack(&mut self, host: HostNo, from: HostNo, number: u64, answer: Answer) {
-        if answer == Answer::Applied {
-            self.on_heal_answer(host, from, number);
-        }
+    pub fn on_ack(&mut self, host: HostNo, from: HostNo, number: u64, answer: Answer, synced: u64) {
         let brick = World::brick(from);
+        let memory = &mut self.copies[host].memory;
+        if synced > 0 {
+            memory.absent.confirmed(brick, synced);
+            memory.synced.insert(from, synced);
+        }
+        if answer == Answer::Applied {
+            memory.absent.applied_by(brick, number);
+        }
+        if answer != Answer::Held
+            && let Some(unanswered) = memory.unanswered.get_mut(&from)
+        {
+            unanswered.remove(&number);
+        }
         self.with_core(host, |core, now| core.answered(brick, number, answer, now));
     }
 
@@ -280,7 +366,7 @@ impl World {
         for (brick, life) in in_sync {
             let copy = &self.copies[World::host_of(brick)];
             let version = copy.disk.cells[change.key as usize].version;
-            let lacks = matches!(change.step, Step::Set(_)) && version < number;
+            let lacks = matches!(change.step, Step::Set { .. }) && version < number;
             if copy.life == life.0 && lacks {
                 self.fail(format!(
                     "change {number} is answered and brick {brick} lacks it"
@@ -294,6 +380,8 @@ impl World {
             *covered = (*covered).max(if version < number { version } else { 0 });
         }
         self.answered_in = self.answered_in.max(epoch);
+        let named = self.copies[host].core.as_ref().map(Core::epoch_ref);
+        self.note_who_answers(host, named.unwrap_or_default());
         let memory = &mut self.copies[host].memory;
         memory.ordered.remove(&change.client);
         if let Some(client) = memory.waiting.remove(&number) {
@@ -302,13 +390,6 @@ impl World {
     }
 
     pub fn abandon(&mut self, host: HostNo, numbers: &[u64]) {
-        let queued: BTreeSet<u64> = self.copies[host]
-            .memory
-            .queues
-            .values()
-            .flatten()
-            .map(|job| job.change.number)
-            .collect();
         for number in numbers {
             let memory = &mut self.copies[host].memory;
             if let Some(client) = memory.waiting.remove(number)
@@ -318,7 +399,7 @@ impl World {
             }
             // Commanded to be applied, it stays in its queue: every in-sync copy holds it.
             let memory = &mut self.copies[host].memory;
-            if !queued.contains(number) && memory.unapplied.remove(number) {
+            if !memory.jobs.contains_key(number) && memory.unapplied.remove(number) {
                 memory.kept.remove(number);
             }
         }
@@ -361,6 +442,7 @@ impl World {
         }
         if waits.is_empty() && self.copies[host].memory.unapplied.is_empty() {
             self.copies[host].memory.recovery = None;
+            self.ensure_marks(host);
             let last = self.copies[host].memory.received_to;
             self.with_core(host, |core, now| core.recovered(last, now));
         }
@@ -381,21 +463,10 @@ impl World {
                 memory.received_to = change.number;
                 memory.unapplied.insert(change.number);
                 memory.kept.insert(change.number, change);
-                self.remember_changed(host, &change);
-                self.queue_fetched(host, change);
+                let stream = None;
+                self.queue(host, Job { change, stream });
             }
         }
         self.go_on_recovering(host, false);
-    }
-
-    fn queue_fetched(&mut self, host: HostNo, change: Change) {
-        self.queue(
-            host,
-            Job {
-                change,
-                stream: None,
-                skip: false,
-            },
-        );
     }
 }

@@ -1,11 +1,14 @@
 //! The registry: one state, compare-and-set, reachable where a quorum of voters is.
 
+use std::collections::BTreeMap;
+
 use mortar_common::BrickId;
 use mortar_proto::data::EpochRef;
 use mortar_proto::registry::Epoch;
 
 use brickd::replica::core::{Proposed, RegistryView, Votes};
 
+use super::Bug;
 use super::message::{Decision, Event, HostNo};
 use super::world::World;
 
@@ -14,6 +17,8 @@ use super::world::World;
 pub struct Registry {
     pub epoch: Epoch,
     pub history: Vec<EpochRef>,
+    /// Which epochs each copy was in sync in, oldest first.
+    listed: BTreeMap<u64, Vec<EpochRef>>,
     /// Hosts `0..voters` vote.
     pub voters: usize,
     /// Each host's applied state, which lags.
@@ -51,7 +56,30 @@ impl Registry {
         let surplus = self.history.len().saturating_sub(64);
         self.history.drain(..surplus);
         self.epoch = next.clone();
+        for epoch in lone.iter().chain([next]) {
+            let named = EpochRef {
+                number: epoch.number,
+                id: epoch.id,
+            };
+            for copy in &epoch.in_sync {
+                self.listed.entry(copy.brick).or_default().push(named);
+            }
+        }
         Proposed::Committed
+    }
+
+    /// The newest epoch that lists a copy as in sync, as far as a history knows.
+    fn last_in_sync(
+        &self,
+        brick: BrickId,
+        newest: &Epoch,
+        history: &[EpochRef],
+    ) -> Option<EpochRef> {
+        let known = |epoch: &&EpochRef| {
+            history.contains(epoch) || (epoch.number, epoch.id) == (newest.number, newest.id)
+        };
+        let listed = self.listed.get(&brick.0)?;
+        listed.iter().rev().find(known).copied()
     }
 }
 
@@ -61,7 +89,9 @@ impl World {
         let voters = self.registry.voters;
         let reached = (0..voters)
             .filter(|voter| {
-                self.runs(*voter) && (*voter == host || self.network.connected(host, *voter))
+                self.runs(*voter)
+                    && !self.hosts[*voter].wiped
+                    && (*voter == host || self.network.connected(host, *voter))
             })
             .count();
         self.runs(host) && reached * 2 > voters
@@ -79,6 +109,12 @@ impl World {
             },
             linearizable,
         }
+    }
+
+    /// The newest epoch known on a host that lists a copy as in sync.
+    pub fn last_in_sync(&self, host: HostNo, brick: BrickId) -> Option<EpochRef> {
+        let (epoch, history) = &self.registry.seen[host];
+        self.registry.last_in_sync(brick, epoch, history)
     }
 
     /// A copy asks for a linearizable read.
@@ -152,7 +188,10 @@ impl World {
             );
             return;
         }
-        let what = self.registry.compare_and_set(expect, next, lone);
+        let mut what = self.registry.compare_and_set(expect, next, lone);
+        if self.bug == Bug::SameNumber && self.registry.epoch.number == next.number {
+            what = Proposed::Committed;
+        }
         self.trace(|| {
             let (number, id) = (next.number, next.id & 0xffff);
             let word = if what == Proposed::Committed {

@@ -4,7 +4,8 @@ use brickd::replica::core::{Core, Gone, Role};
 use mortar_common::{BrickId, Incarnation};
 use mortar_proto::data::{CopyState, EpochRef};
 
-use super::message::{Change, HostNo, Key, Message, Note};
+use super::Bug;
+use super::message::{Change, HostNo, Message, Note};
 use super::network::Conn;
 use super::world::World;
 
@@ -18,7 +19,13 @@ impl World {
             Note::Beacon { epoch, sent } => {
                 self.with_core(host, |core, now| core.beacon(brick, epoch, sent, now));
             }
-            Note::BeaconAnswer { epoch, sent } => {
+            Note::BeaconAnswer { epoch, sent, full } => {
+                let memory = &mut self.copies[host].memory;
+                if full {
+                    memory.full.insert(from);
+                } else {
+                    memory.full.remove(&from);
+                }
                 self.with_core(host, |core, now| {
                     core.beacon_answer(brick, epoch, sent, now)
                 });
@@ -50,16 +57,17 @@ impl World {
                 if self.copies[host].life != incarnation {
                     return;
                 }
+                let epoch = self.as_named_here(host, epoch);
                 self.on_open(host, from, from_incarnation, conn, epoch, joined);
             }
             Note::Opened {
                 conn,
                 last_number,
-                tail,
+                synced,
                 lone,
             } => {
                 self.copies[host].memory.strays[from] = lone;
-                self.on_opened(host, from, conn, last_number, tail);
+                self.on_opened(host, from, conn, last_number, synced);
             }
             Note::NotOpened { conn } => {
                 self.copies[host]
@@ -74,6 +82,17 @@ impl World {
                     self.on_tail(host, from, changes);
                 }
             }
+        }
+    }
+
+    /// An epoch as this copy understands it.
+    pub fn as_named_here(&self, host: HostNo, epoch: EpochRef) -> EpochRef {
+        let core = self.copies[host].core.as_ref();
+        let mine = core.map_or(epoch, Core::epoch_ref);
+        if self.bug == Bug::SameNumber && mine.number == epoch.number {
+            mine
+        } else {
+            epoch
         }
     }
 
@@ -116,23 +135,23 @@ impl World {
             Message::Change {
                 change,
                 complete,
-                skip,
+                synced,
             } => {
-                self.on_change(host, conn, other.0, change, complete, skip);
+                self.on_change(host, conn, other.0, change, complete, &synced);
             }
-            Message::Ack { number, answer } => {
+            Message::Ack {
+                number,
+                answer,
+                synced,
+            } => {
                 if self.copies[host].memory.streams.get(&other.0) == Some(&conn) {
-                    self.on_ack(host, other.0, number, answer);
+                    self.on_ack(host, other.0, number, answer, synced);
                 }
             }
-            Message::Table { table, number } => {
-                let copy = &mut self.copies[host];
-                copy.disk.table = table;
-                copy.memory.joined_at = number;
-                copy.memory
-                    .known
-                    .iter_mut()
-                    .for_each(|known| *known = false);
+            Message::Table(table) => {
+                if self.bug != Bug::ForgetTable {
+                    self.copies[host].disk.table = table;
+                }
                 self.send(conn, host, Message::TableHeld);
             }
             Message::TableHeld => {
@@ -141,15 +160,11 @@ impl World {
                     self.with_core(host, |core, now| core.table_held(brick, now));
                 }
             }
-            Message::SyncRequest(token) => {
-                let synced = self.sync(host);
-                self.send(conn, host, Message::SyncDone { token, synced });
+            Message::Confirm(number) => {
+                if self.copies[host].memory.streams.get(&other.0) == Some(&conn) {
+                    self.on_confirm(host, other.0, number);
+                }
             }
-            Message::SyncDone { token, synced } => self.on_sync_done(host, other.0, token, synced),
-            Message::Synced {
-                host: whose,
-                number,
-            } => self.on_synced(host, other.0, whose, number),
         }
     }
 
@@ -172,6 +187,7 @@ impl World {
         memory.opening.retain(|_, opening| *opening != conn);
         if ends.from.0 == host && memory.streams.get(&other) == Some(&conn) {
             memory.streams.remove(&other);
+            self.mark_unanswered_of_syncing(host, other);
             let brick: BrickId = World::brick(other);
             self.with_core(host, |core, now| core.stream_down(brick, now));
         }
@@ -232,7 +248,6 @@ impl World {
         let Some(core) = self.copies[host].core.as_mut() else {
             return;
         };
-        let numbers = core.tail();
         let brick = World::brick(from);
         match core.accepts_stream(brick, Incarnation(from_life), epoch, joined, now) {
             Err(why) => {
@@ -243,25 +258,14 @@ impl World {
                 if let Some(old) = self.copies[host].memory.incoming.replace(conn) {
                     self.break_conn(old, 1, 20);
                 }
-                let memory = &self.copies[host].memory;
-                // What it may have that nobody else has, as far as this life remembers.
-                let tail: Option<Vec<Key>> = memory.was_in_sync.then(|| {
-                    let kept = numbers.iter().filter_map(|number| memory.kept.get(number));
-                    kept.map(|change| change.key).collect()
-                });
-                let last_number = memory.received_to;
-                let lone = self.copies[host].went_alone;
                 self.network.conns[conn].open = true;
-                self.note(
-                    host,
-                    from,
-                    Note::Opened {
-                        conn,
-                        last_number,
-                        tail,
-                        lone,
-                    },
-                );
+                let opened = Note::Opened {
+                    conn,
+                    last_number: self.copies[host].memory.received_to,
+                    synced: self.copies[host].stored.synced,
+                    lone: self.copies[host].went_alone,
+                };
+                self.note(host, from, opened);
                 self.carry_out(host, commands);
             }
         }
@@ -273,7 +277,7 @@ impl World {
         from: HostNo,
         conn: usize,
         last_number: u64,
-        tail: Option<Vec<Key>>,
+        synced: u64,
     ) {
         let ends = self.network.conns[conn].clone();
         if !ends.alive
@@ -285,7 +289,6 @@ impl World {
         let memory = &mut self.copies[host].memory;
         memory.opening.remove(&from);
         memory.streams.insert(from, conn);
-        memory.tails[from] = tail;
         let brick = World::brick(from);
         let life = Incarnation(ends.to.1);
         let required = self.copies[host]
@@ -298,16 +301,10 @@ impl World {
             let memory = &self.copies[host].memory;
             let resend: Vec<Change> = memory.kept.values().copied().collect();
             for change in resend {
-                self.send(
-                    conn,
-                    host,
-                    Message::Change {
-                        change,
-                        complete,
-                        skip: false,
-                    },
-                );
+                self.send_change(host, from, change, complete);
             }
+        } else {
+            self.returned(host, from, synced);
         }
         self.trace(|| format!("host {host} has a stream to host {from}, which has {last_number}"));
         self.with_core(host, |core, now| {
@@ -319,6 +316,7 @@ impl World {
         let memory = &mut self.copies[host].memory;
         let opening = memory.opening.remove(&to);
         let stream = memory.streams.remove(&to);
+        memory.unanswered.remove(&to);
         for conn in opening.into_iter().chain(stream) {
             self.break_conn(conn, 1, 20);
         }

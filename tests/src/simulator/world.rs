@@ -17,7 +17,7 @@ use super::{Bug, Failure, Summary, Tracing};
 /// Registers that clients use.
 pub const KEYS: Key = 6;
 /// Lines of trace kept.
-const TRACE_LINES: usize = 400;
+const TRACE_LINES: usize = 2_000;
 
 /// One host: a process that may be down or stand still, and a clock of its own.
 #[derive(Debug)]
@@ -26,13 +26,22 @@ pub struct Host {
     pub paused_until: u64,
     /// What came for it meanwhile.
     backlog: VecDeque<Event>,
-    offset_ms: u64,
+    pub offset_ms: u64,
+    /// For how long its clock stood still.
+    pub frozen_ms: u64,
+    /// Its disk does nothing before this.
+    pub disk_until: u64,
+    /// Its disk is slow until this.
+    pub slow_until: u64,
+    /// How many faults fill its disk.
+    pub full: u32,
+    /// Its data directory is gone and it is not in the pool.
+    pub wiped: bool,
     /// Its clock runs this many thousandths too fast.
     drift: u64,
 }
 
 /// A cluster that follows from its seed.
-#[derive(Debug)]
 pub struct World {
     pub seed: u64,
     pub bug: Bug,
@@ -62,20 +71,22 @@ pub struct World {
     pub fsynced: BTreeMap<Key, u64>,
     /// The newest epoch in which anything was answered.
     pub answered_in: u64,
+    /// Which life of which copy answered in each epoch.
+    pub answered_by: BTreeMap<(u64, u64), (HostNo, u64)>,
     /// Epochs made alone: by whom, with what history.
     pub lone: Vec<(HostNo, EpochRef, Vec<EpochRef>)>,
     pub stuck_since: Option<u64>,
 }
 
 impl World {
-    /// A cluster of 2 or 3 copies and 2 or 3 voters, with its faults, as the seed has it.
+    /// A cluster of 2 or 3 copies and 2, 3 or 5 voters, with its faults, as the seed has it.
     pub fn new(seed: u64, bug: Bug, tracing: Tracing) -> Self {
         let mut random = Random::new(seed);
         let copies = if random.chance(35) { 3 } else { 2 };
-        let voters = if copies == 2 && random.chance(40) {
-            2
-        } else {
-            3
+        let voters = match random.below(100) {
+            0..26 if copies == 2 => 2,
+            26..40 => 5,
+            _ => 3,
         };
         let count = copies.max(voters);
         let hosts = (0..count)
@@ -84,6 +95,11 @@ impl World {
                 paused_until: 0,
                 backlog: VecDeque::new(),
                 offset_ms: random.between(1_000, 10_000_000),
+                frozen_ms: 0,
+                disk_until: 0,
+                slow_until: 0,
+                full: 0,
+                wiped: false,
                 drift: random.between(0, 10),
             })
             .collect();
@@ -97,7 +113,7 @@ impl World {
             network: Network::default(),
             registry: Registry::new(voters, count),
             hosts,
-            copies: (0..copies).map(|_| Copy::new(copies)).collect(),
+            copies: (0..copies).map(Copy::new).collect(),
             clients: Vec::new(),
             faults: Vec::new(),
             calm_at: 0,
@@ -110,6 +126,7 @@ impl World {
             rollbacks: Vec::new(),
             fsynced: BTreeMap::new(),
             answered_in: 0,
+            answered_by: BTreeMap::new(),
             lone: Vec::new(),
             stuck_since: None,
         };
@@ -128,6 +145,7 @@ impl World {
     pub fn run(mut self) -> Result<Summary, Box<Failure>> {
         while let Some(((time, _), event)) = self.events.pop_first() {
             self.now = time;
+            self.summary.steps += 1;
             match event_host(&event).map(|host| (host, &mut self.hosts[host])) {
                 // Nothing overtakes what came while the process stood still.
                 Some((host, state)) if state.paused_until > time || !state.backlog.is_empty() => {
@@ -183,7 +201,7 @@ impl World {
     /// A host's own clock.
     pub fn clock(&self, host: HostNo) -> u64 {
         let host = &self.hosts[host];
-        host.offset_ms + self.now * (1_000 + host.drift) / 1_000
+        host.offset_ms + self.now * (1_000 + host.drift) / 1_000 - host.frozen_ms
     }
 
     /// Whether a host's process does anything now.
@@ -223,6 +241,13 @@ impl World {
         if event_life(&event).is_some_and(over) {
             return;
         }
+        // A disk that hangs does it later, in the same order.
+        if let Some(host) = disk_of(&event)
+            && self.hosts[host].disk_until > self.now
+        {
+            let until = self.hosts[host].disk_until;
+            return self.at(until, event);
+        }
         match event {
             Event::Start(host) => self.start_host(host),
             Event::End { host, .. } => self.end_host(host, true),
@@ -231,7 +256,7 @@ impl World {
             Event::Stream { conn, to, message } => self.on_stream(conn, to, message),
             Event::StreamDown { conn, at } => self.on_stream_down(conn, at),
             Event::Note { from, to, note } => self.on_note(from, to, note),
-            Event::Apply { host, key, .. } => self.on_apply(host, key),
+            Event::Apply { host, number, .. } => self.on_apply(host, number),
             Event::Stored { host, stored, .. } => self.on_stored(host, stored),
             Event::Gone {
                 at, of, of_life, ..
@@ -277,6 +302,16 @@ fn event_life(event: &Event) -> Option<(HostNo, u64)> {
         | Event::View { host, life, .. }
         | Event::End { host, life } => Some((*host, *life)),
         Event::Gone { at, life, .. } => Some((*at, *life)),
+        _ => None,
+    }
+}
+
+/// The host on whose disk something happens.
+fn disk_of(event: &Event) -> Option<HostNo> {
+    match event {
+        Event::Apply { host, .. } | Event::Stored { host, .. } | Event::Sync { host, .. } => {
+            Some(*host)
+        }
         _ => None,
     }
 }

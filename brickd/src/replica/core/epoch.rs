@@ -1,5 +1,6 @@
 //! Learning epochs, storing them, acting in them.
 
+use mortar_common::{BrickId, Incarnation};
 use mortar_proto::data::EpochRef;
 use mortar_proto::registry::{Copy, Epoch};
 
@@ -373,6 +374,14 @@ impl Core {
                 epoch: reference(old),
                 unanswered,
             });
+            if self.role == Role::Recovering {
+                // It has not given its tail, and may hold more of it than any other copy.
+                out.push(Command::Doubt {
+                    brick,
+                    epoch: reference(old),
+                    cleared_by: None,
+                });
+            }
             out.push(Command::CloseStream(brick));
         }
         let joined: Vec<_> = self
@@ -425,13 +434,32 @@ impl Core {
                     epoch: reference(old),
                     unanswered: self.tail(),
                 });
+                self.doubt_lost(brick, life, old, out);
             }
         }
+    }
+
+    /// A copy that went out with another primary than this one may hold changes that this one
+    /// never received. Not if it was that primary: it has applied only what all copies hold, but
+    /// for what it took over from another, and that it sends before anything of its own.
+    fn doubt_lost(&self, brick: BrickId, life: Incarnation, old: &Epoch, out: &mut Vec<Command>) {
+        let was_primary = old.primary == brick.0;
+        let shared = self.heard_order_of == Some((brick, life)) || old.number == 1;
+        if was_primary && shared {
+            return;
+        }
+        let goes_on = self.epoch.primary == old.primary && self.epoch.primary != self.me.0;
+        let cleared_by = BrickId(old.primary);
+        out.push(Command::Doubt {
+            brick,
+            epoch: reference(old),
+            cleared_by: (goes_on && !was_primary).then_some(cleared_by),
+        });
     }
 }
 
 impl Link {
-    fn new(incarnation: mortar_common::Incarnation, now_ms: u64) -> Self {
+    fn new(incarnation: Incarnation, now_ms: u64) -> Self {
         Link {
             incarnation,
             up: false,

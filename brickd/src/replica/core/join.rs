@@ -160,6 +160,12 @@ impl Core {
         } else if !self.knows(epoch) {
             return Err(format!("epoch {} is not one of this copy's", epoch.number));
         }
+        if epoch.number >= self.epoch.number {
+            let sender = self
+                .incoming
+                .map(|stream| (stream.from, stream.incarnation));
+            self.heard_order_of = sender.filter(|_| self.epoch.primary == from.0);
+        }
         self.last_number = self.last_number.max(number);
         if number > self.complete {
             self.received.insert(number);

@@ -69,6 +69,7 @@ impl Core {
             client_here_ms: None,
             incoming: None,
             received: BTreeSet::new(),
+            heard_order_of: None,
         };
         (core, vec![Command::ReadRegistry])
     }

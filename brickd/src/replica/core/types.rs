@@ -152,6 +152,18 @@ pub enum Command {
         /// Numbers it may lack on top of what it has not synced.
         unanswered: Vec<u64>,
     },
+    /// The copy that was just marked may hold changes which this one never received, as the primary
+    /// that sent them is gone too, or has not yet sent them here. So all of it is to be compared;
+    /// unless a change comes that `cleared_by` orders in a later epoch than `epoch`: before that,
+    /// it has sent this copy all that it ever sent to that one.
+    Doubt {
+        /// Who went out.
+        brick: BrickId,
+        /// In which epoch it was last in sync.
+        epoch: EpochRef,
+        /// The primary that goes on.
+        cleared_by: Option<BrickId>,
+    },
     /// Begin (or go on) healing this copy over its stream.
     StartHeal(BrickId),
     /// Stop healing this copy: it is gone, or this one is no longer primary.

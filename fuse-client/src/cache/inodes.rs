@@ -66,8 +66,8 @@ struct Known {
     /// When they came: a request sent later cannot rightly bring older ones.
     came_at: Instant,
     expired: bool,
-    /// What the kernel was told last: the data counter, and how long it believes it.
-    told: Option<(u64, Instant)>,
+    /// The data counter of what the kernel was told last.
+    told: Option<u64>,
 }
 
 impl Inodes {
@@ -141,7 +141,7 @@ impl Inodes {
             }
             inode.lookups += 1;
             let attrs = self.admit(inode, attrs, sent_at);
-            self.told(inode);
+            Self::told(inode);
             attrs
         };
         self.sweep_if_due();
@@ -199,18 +199,19 @@ impl Inodes {
     /// The kernel is being told these attributes.
     pub fn tell(&self, node: NodeId) {
         if let Some(inode) = self.shard(node).get_mut(&node) {
-            self.told(inode);
+            Self::told(inode);
         }
     }
 
-    /// Whether the kernel believes in a size that belongs to other content than this. It does not
-    /// look at a file's attributes when it opens it.
+    /// Whether the kernel may believe in a size that belongs to other content than this: it does
+    /// not look at a file's attributes when it opens it.
+    ///
+    /// How long the kernel believes what it was told is not counted here: its time begins when it
+    /// takes the reply, and the thread that sends one may have to wait for a processor first.
     pub fn kernel_is_behind(&self, node: NodeId, data_counter: u64) -> bool {
         let shard = self.shard(node);
-        let told = shard
-            .get(&node)
-            .and_then(|inode| inode.known.as_ref()?.told);
-        told.is_some_and(|(of, until)| of != data_counter && until > Instant::now())
+        let told = shard.get(&node).and_then(|it| it.known.as_ref()?.told);
+        told.is_some_and(|of| of != data_counter)
     }
 
     /// How long attributes sent for at `sent_at` may be believed from now on.
@@ -279,10 +280,9 @@ impl Inodes {
         }
     }
 
-    fn told(&self, inode: &mut Inode) {
+    fn told(inode: &mut Inode) {
         if let Some(known) = &mut inode.known {
-            let until = Instant::now() + self.attribute_timeout;
-            known.told = Some((known.attrs.data_counter, until));
+            known.told = Some(known.attrs.data_counter);
         }
     }
 
@@ -450,6 +450,11 @@ mod tests {
         assert!(inodes.kernel_is_behind(node, 6));
         inodes.tell(node);
         assert!(!inodes.kernel_is_behind(node, 6));
+        // However long ago it was told: nobody knows when it took the reply.
+        let inodes = Inodes::new(Gfid::ROOT, Duration::ZERO);
+        inodes.look_up(&object(9, 5, 0), Instant::now()).unwrap();
+        inodes.learn(&object(9, 6, 0), Instant::now());
+        assert!(inodes.kernel_is_behind(node, 6));
         inodes.wrote(node, 7);
         assert!(!inodes.kernel_is_behind(node, 7));
     }

@@ -22,7 +22,7 @@ use super::node::{Node, Timing};
 use super::types::{Change, PoolMeta};
 
 /// Longest wait for what a test expects.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// Slower than the default, so that a busy machine elects nobody by accident.
 fn slow() -> Timing {

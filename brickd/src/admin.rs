@@ -11,6 +11,7 @@ mod heal;
 pub mod options;
 mod peers;
 pub mod reach;
+mod replace;
 mod serve;
 mod service;
 mod status;

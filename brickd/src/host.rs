@@ -18,7 +18,7 @@ use mortar_proto::data::{EpochRef, Goodbye, Hello, Role};
 use mortar_proto::registry::{self as reg, BrickStatus, View, Volume, VolumeStatus};
 use tracing::{error, info};
 
-pub use report::SPLIT_WORDS;
+pub use report::{SPLIT_WORDS, STOPPING_WORDS};
 
 use crate::admin::options::Options;
 use crate::brick::{Brick, BrickIdentity, HealSource, Reserve};
@@ -269,6 +269,7 @@ impl BrickHost {
             let running = self.lock_running().get(&BrickId(brick.id)).cloned();
             match running {
                 Some(replica) => {
+                    replica.set_limits(volume.limits.unwrap_or_default());
                     if let Some(set) = view_of_set(view, volume, replica.setting().set, false) {
                         replica.view(set);
                     }
@@ -358,12 +359,12 @@ impl BrickHost {
             volume_name: volume.name.clone(),
             set: set.index,
             folder: std::path::PathBuf::from(&brick.path),
-            limits: volume.limits.unwrap_or_default(),
             timing: Timing::with_timeouts(options.ping_timeout_ms, options.stall_timeout_ms),
         };
         let ports = ports::SetPorts::new(self, &volume.name, set.index);
         let replica = Replica::start(
             setting,
+            volume.limits.unwrap_or_default(),
             store,
             ports,
             view_of_set(view, volume, set.index, false),

@@ -92,8 +92,6 @@ pub struct Setting {
     pub set: u32,
     /// The brick's folder.
     pub folder: std::path::PathBuf,
-    /// The volume's limits.
-    pub limits: Limits,
     /// The volume's times.
     pub timing: Timing,
 }
@@ -128,6 +126,8 @@ pub struct Replica {
     free_bytes: space::FreeBytes,
     bytes_read: AtomicU64,
     bytes_written: AtomicU64,
+    /// The volume's limits: a brick that takes another's place may narrow them. Taken alone.
+    limits: Mutex<Limits>,
     stop: Arc<Stop>,
 }
 
@@ -141,6 +141,7 @@ impl Replica {
     /// Starts a copy on an opened brick: it finds out by itself what it is and may do.
     pub fn start(
         setting: Setting,
+        limits: Limits,
         store: Arc<dyn HealSource>,
         ports: Arc<dyn Ports>,
         view: Option<RegistryView>,
@@ -177,6 +178,7 @@ impl Replica {
             free_bytes: space::FreeBytes::default(),
             bytes_read: AtomicU64::new(0),
             bytes_written: AtomicU64::new(0),
+            limits: Mutex::new(limits),
             stop: Arc::new(Stop::default()),
             setting,
             store,
@@ -209,6 +211,11 @@ impl Replica {
     /// The registry's applied state changed.
     pub fn view(self: &Arc<Self>, view: RegistryView) {
         self.event(|core, now| core.view(view, now));
+    }
+
+    /// What every copy of the volume can hold, from now on.
+    pub fn set_limits(&self, limits: Limits) {
+        *lock(&self.limits) = limits;
     }
 
     /// Another copy's peer cannot be reached; no proof of anything.

@@ -50,8 +50,9 @@ impl AdminService {
         let mut bricks = view.volumes.values().flat_map(|volume| &volume.bricks);
         if bricks.any(|brick| brick.peer == peer.id) {
             return Err(Refusal(format!(
-                "Peer {host} hosts one or more bricks. Delete the volumes they belong to first, \
-                 then attempt the peer detach again."
+                "Peer {host} hosts one or more bricks. If the peer is in not recoverable state then \
+                 use replace-brick to give their places to bricks of other peers, or delete the \
+                 volumes they belong to, and attempt the peer detach again."
             )));
         }
         if !request.force && !self.is_connected(peer).await {

@@ -4,7 +4,8 @@ use mortar_proto::control::admin_server::Admin;
 use mortar_proto::control::{
     BrickName, Done, Empty, PeerDetachRequest, PeerName, PeerStatusReply, RegistryRecoverRequest,
     RegistryStatusReply, VolumeCreateRequest, VolumeHealReply, VolumeHealRequest, VolumeName,
-    VolumeResetRequest, VolumeSetRequest, VolumeStartRequest, VolumeStatusReply,
+    VolumeReplaceBrickRequest, VolumeResetBrickRequest, VolumeResetRequest, VolumeSetRequest,
+    VolumeStartRequest, VolumeStatusReply,
 };
 use mortar_proto::registry::{BrickStatus, View};
 use tonic::{Request, Response, Status};
@@ -64,6 +65,21 @@ impl Admin for AdminService {
     async fn volume_reset(&self, request: Request<VolumeResetRequest>) -> Answer<Done> {
         let request = request.into_inner();
         self.to_the_end(|admin| async move { admin.reset_options(request).await })
+            .await
+    }
+
+    async fn volume_replace_brick(
+        &self,
+        request: Request<VolumeReplaceBrickRequest>,
+    ) -> Answer<Done> {
+        let request = request.into_inner();
+        self.to_the_end(|admin| async move { admin.replace_brick(request).await })
+            .await
+    }
+
+    async fn volume_reset_brick(&self, request: Request<VolumeResetBrickRequest>) -> Answer<Done> {
+        let request = request.into_inner();
+        self.to_the_end(|admin| async move { admin.reset_brick(request).await })
             .await
     }
 

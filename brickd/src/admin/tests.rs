@@ -2,6 +2,7 @@
 //! answers over a real port and one that is frozen (its port takes connections and says nothing).
 
 mod fixture;
+mod replace;
 
 use std::time::{Duration, Instant};
 

@@ -23,7 +23,7 @@ use super::bricks::{self, BrickSpec};
 use super::{AdminService, ProposeError, Refusal, START_WAIT_MAX, is_called, options};
 
 /// How often `volume start` looks whether its bricks are up.
-const START_POLL: Duration = Duration::from_millis(100);
+pub(super) const START_POLL: Duration = Duration::from_millis(100);
 /// How long the addresses of a brick's host may take to be found.
 const RESOLVE_MAX: Duration = Duration::from_secs(2);
 
@@ -75,7 +75,7 @@ impl AdminService {
     }
 
     /// The pool's peers. A host in no pool yet is a pool of one as soon as it has a volume.
-    fn known_peers(&self, view: &View) -> Vec<Peer> {
+    pub(super) fn known_peers(&self, view: &View) -> Vec<Peer> {
         if view.peers.is_empty() {
             vec![self.registry.local()]
         } else {
@@ -311,7 +311,12 @@ impl AdminService {
         Ok(())
     }
 
-    async fn set_brick(&self, name: &str, brick: u64, status: BrickStatus) -> Result<(), Refusal> {
+    pub(super) async fn set_brick(
+        &self,
+        name: &str,
+        brick: u64,
+        status: BrickStatus,
+    ) -> Result<(), Refusal> {
         let command = SetBrickStatus {
             volume: name.to_owned(),
             brick,
@@ -505,7 +510,10 @@ pub(super) fn find_brick<'a>(
 }
 
 /// Finds the peer of each brick: by name, else by address.
-async fn place(peers: &[Peer], specs: Vec<BrickSpec>) -> Result<Vec<(Peer, BrickSpec)>, Refusal> {
+pub(super) async fn place(
+    peers: &[Peer],
+    specs: Vec<BrickSpec>,
+) -> Result<Vec<(Peer, BrickSpec)>, Refusal> {
     let mut placed = Vec::with_capacity(specs.len());
     for spec in specs {
         let peer = match peers.iter().find(|peer| is_called(peer, &spec.host)) {

@@ -217,6 +217,28 @@ pub enum VolumeCommand {
         #[arg(value_name = "WORDS")]
         words: Vec<String>,
     },
+    /// Give a brick's place to a new, empty one, which is filled from the copies in sync
+    #[command(
+        override_usage = "mortar volume replace-brick <NAME> <HOST:/PATH> <NEW-HOST:/PATH> commit force"
+    )]
+    ReplaceBrick {
+        /// The volume's name
+        name: String,
+        /// The brick that goes, the one that comes, and commit force
+        #[arg(value_name = "WORDS", required = true)]
+        words: Vec<String>,
+    },
+    /// Fill a brick anew in the same folder: after 'start' empty it or change its disk, then 'commit'
+    #[command(
+        override_usage = "mortar volume reset-brick <NAME> <HOST:/PATH> {start | <HOST:/PATH> commit [force]}"
+    )]
+    ResetBrick {
+        /// The volume's name
+        name: String,
+        /// The brick, and start; or the brick twice and commit, with force to give up its old content
+        #[arg(value_name = "WORDS", required = true)]
+        words: Vec<String>,
+    },
     /// Heal copies that lack changes, or show what is pending
     #[command(
         override_usage = "mortar volume heal <NAME> [full|enable|disable|info [summary|split-brain]|split-brain {latest-mtime FILE|bigger-file FILE|source-brick HOST:BRICK [FILE]}|statistics heal-count]"

@@ -1,7 +1,9 @@
 //! gluster's keyword grammar: what follows a volume's name.
 
 use mortar_common::name::volume_name_refusal;
-use mortar_proto::control::{HealAction, VolumeCreateRequest, VolumeHealRequest};
+use mortar_proto::control::{
+    HealAction, ResetBrickStep, VolumeCreateRequest, VolumeHealRequest, VolumeResetBrickRequest,
+};
 
 use super::Failure;
 use crate::admin::BrickSpec;
@@ -178,6 +180,45 @@ pub fn reset(words: &[String]) -> Result<Vec<String>, Failure> {
         [] | ["force"] | ["all"] | ["all", "force"] => Ok(Vec::new()),
         [key] | [key, "force"] => Ok(vec![key.to_owned()]),
         _ => Err(unrecognized(words, &["force"])),
+    }
+}
+
+/// `BRICK NEW-BRICK commit force`: the brick that goes and the one that comes.
+pub fn replace_brick(words: &[String]) -> Result<(BrickSpec, BrickSpec), Failure> {
+    match strs(words)[..] {
+        [brick, with, "commit", "force"] => Ok((brick.parse()?, with.parse()?)),
+        _ => Err(Failure(
+            "give the brick that goes, the one that comes and 'commit force': volume \
+             replace-brick <NAME> <HOST:/PATH> <NEW-HOST:/PATH> commit force"
+                .to_owned(),
+        )),
+    }
+}
+
+/// `BRICK {start | BRICK commit [force]}`, of no volume yet.
+pub fn reset_brick(words: &[String]) -> Result<VolumeResetBrickRequest, Failure> {
+    let commit = |brick: &str, with: &str, force: bool| {
+        Ok(VolumeResetBrickRequest {
+            brick: brick.parse::<BrickSpec>()?.to_string(),
+            with: with.parse::<BrickSpec>()?.to_string(),
+            step: ResetBrickStep::ResetBrickCommit.into(),
+            force,
+            ..Default::default()
+        })
+    };
+    match strs(words)[..] {
+        [brick, "start"] => Ok(VolumeResetBrickRequest {
+            brick: brick.parse::<BrickSpec>()?.to_string(),
+            step: ResetBrickStep::ResetBrickStart.into(),
+            ..Default::default()
+        }),
+        [brick, with, "commit"] => commit(brick, with, false),
+        [brick, with, "commit", "force"] => commit(brick, with, true),
+        _ => Err(Failure(
+            "give the brick and 'start', or the brick twice and 'commit': volume reset-brick \
+             <NAME> <HOST:/PATH> {start | <HOST:/PATH> commit [force]}"
+                .to_owned(),
+        )),
     }
 }
 

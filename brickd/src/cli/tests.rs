@@ -1,7 +1,7 @@
 //! The grammar, in process: what is understood, what is refused and in which words.
 
 use clap::{CommandFactory, Parser};
-use mortar_proto::control::HealAction;
+use mortar_proto::control::{HealAction, ResetBrickStep};
 
 use super::grammar::{Cli, Command, Mode, VolumeCommand, host_and_port};
 use super::keywords::{self, Force, StatusView};
@@ -207,4 +207,49 @@ fn every_command_has_a_manual_page() {
     }
     let page = std::fs::read_to_string(dir.path().join("mortar-volume-create.1")).unwrap();
     assert!(page.contains("replica"), "{page}");
+}
+
+#[test]
+fn replace_and_reset_take_glusters_keywords() {
+    let (brick, with) = keywords::replace_brick(&words("a:/b// c:/d/ commit force")).unwrap();
+    assert_eq!(
+        (brick.to_string(), with.to_string()),
+        ("a:/b".into(), "c:/d".into())
+    );
+    for line in [
+        "",
+        "a:/b",
+        "a:/b c:/d",
+        "a:/b c:/d commit",
+        "a:/b c:/d start",
+        "a:/b c:/d commit force force",
+    ] {
+        let said = refused(keywords::replace_brick(&words(line)));
+        assert!(said.contains("commit force"), "{line}: {said}");
+    }
+    assert!(
+        refused(keywords::replace_brick(&words("b c:/d commit force"))).contains("Wrong brick")
+    );
+
+    let start = keywords::reset_brick(&words("a:/b start")).unwrap();
+    assert_eq!(start.step(), ResetBrickStep::ResetBrickStart);
+    assert_eq!((start.brick.as_str(), start.with.as_str()), ("a:/b", ""));
+    for (line, force) in [
+        ("a:/b a:/b/ commit", false),
+        ("a:/b a:/b commit force", true),
+    ] {
+        let commit = keywords::reset_brick(&words(line)).unwrap();
+        assert_eq!(commit.step(), ResetBrickStep::ResetBrickCommit);
+        assert_eq!((commit.with.as_str(), commit.force), ("a:/b", force));
+    }
+    for line in [
+        "",
+        "a:/b",
+        "a:/b commit",
+        "a:/b start force",
+        "a:/b a:/b start",
+    ] {
+        let said = refused(keywords::reset_brick(&words(line)));
+        assert!(said.contains("'start'"), "{line}: {said}");
+    }
 }

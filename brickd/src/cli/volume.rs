@@ -6,7 +6,8 @@ use std::fmt::Write;
 use mortar_common::name::volume_name_refusal;
 use mortar_common::{BrickId, Incarnation, VolumeId};
 use mortar_proto::control::{
-    Empty, VolumeName, VolumeResetRequest, VolumeSetRequest, VolumeStartRequest,
+    Empty, VolumeName, VolumeReplaceBrickRequest, VolumeResetBrickRequest, VolumeResetRequest,
+    VolumeSetRequest, VolumeStartRequest,
 };
 use mortar_proto::registry::{BrickStatus, Epoch, ReplicaSet, View, Volume, VolumeStatus};
 use serde_json::{Map, Value, json};
@@ -41,6 +42,8 @@ pub async fn run(command: VolumeCommand, session: &Session<'_>) -> Result<Report
         VolumeCommand::Set { name, pairs } => set(name, &pairs, session).await,
         VolumeCommand::Get { name, key } => get(&name, &key, session).await,
         VolumeCommand::Reset { name, words } => reset(name, &words, session).await,
+        VolumeCommand::ReplaceBrick { name, words } => replace_brick(name, &words, session).await,
+        VolumeCommand::ResetBrick { name, words } => reset_brick(name, &words, session).await,
         VolumeCommand::Heal { name, words } => heal::run(name, &words, session).await,
     }
 }
@@ -378,4 +381,45 @@ async fn reset(name: String, words: &[String], session: &Session<'_>) -> Result<
     let mut client = session.client().await?;
     let request = VolumeResetRequest { volume: name, keys };
     finish(what, session.call(client.volume_reset(request)).await?)
+}
+
+async fn replace_brick(
+    name: String,
+    words: &[String],
+    session: &Session<'_>,
+) -> Result<Report, Failure> {
+    let what = "volume replace-brick";
+    check_name(what, &name)?;
+    let (brick, with) = keywords::replace_brick(words)
+        .map_err(|failure| Failure(format!("{what}: failed: {failure}")))?;
+    let request = VolumeReplaceBrickRequest {
+        volume: name,
+        brick: brick.to_string(),
+        with: with.to_string(),
+    };
+    let mut client = session.client().await?;
+    finish(
+        what,
+        session.call(client.volume_replace_brick(request)).await?,
+    )
+}
+
+async fn reset_brick(
+    name: String,
+    words: &[String],
+    session: &Session<'_>,
+) -> Result<Report, Failure> {
+    let what = "volume reset-brick";
+    check_name(what, &name)?;
+    let request = keywords::reset_brick(words)
+        .map_err(|failure| Failure(format!("{what}: failed: {failure}")))?;
+    let request = VolumeResetBrickRequest {
+        volume: name,
+        ..request
+    };
+    let mut client = session.client().await?;
+    finish(
+        what,
+        session.call(client.volume_reset_brick(request)).await?,
+    )
 }

@@ -16,6 +16,9 @@ use crate::replica::core::Role;
 /// With what the detail of a copy begins that is closed because both sides went on alone.
 pub const SPLIT_WORDS: &str = "split-brain";
 
+/// The detail of a brick that is stopped and has not let go of its folder yet.
+pub const STOPPING_WORDS: &str = "writes back what it has before it ends";
+
 pub(super) fn states(host: &BrickHost, volume: &str) -> Vec<BrickState> {
     let view = host.registry.view();
     let me = host.registry.local();
@@ -50,6 +53,10 @@ fn state(host: &BrickHost, brick: &reg::Brick, me: &reg::Peer) -> BrickState {
             let problems = host.lock_problems();
             if let Some(problem) = problems.get(&BrickId(brick.id)) {
                 state.detail = problem.words.clone();
+            }
+            drop(problems);
+            if host.still_ends(BrickId(brick.id)) {
+                state.detail = STOPPING_WORDS.to_owned();
             }
         }
     }

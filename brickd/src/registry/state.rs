@@ -1,12 +1,15 @@
 //! What the registry holds and how a command changes it: pure, deterministic, the same on every
 //! peer. No clock, no random number, no disk; a refusal is a sentence and changes nothing.
 
+mod replace;
+
 use std::collections::{BTreeSet, VecDeque};
 
 use mortar_common::name::volume_name_refusal;
 use mortar_proto::registry::{
-    ChangeEpoch, Command, CreateVolume, Epoch, NewGeneration, Outcome, Peer, PutPeer, RemovePeer,
-    ReplicaSet, SetBrickStatus, SetVolumeStatus, View, Volume, VolumeStatus, command::What,
+    Brick, ChangeEpoch, Command, CreateVolume, Epoch, NewGeneration, Outcome, Peer, PutPeer,
+    RemovePeer, ReplicaSet, SetBrickStatus, SetVolumeStatus, View, Volume, VolumeStatus,
+    command::What,
 };
 use serde::{Deserialize, Serialize};
 
@@ -171,6 +174,7 @@ fn change(view: &mut View, command: &Command) -> Result<(), String> {
         }
         What::ChangeEpoch(command) => change_epoch(view, command),
         What::SetBrickStatus(command) => set_brick_status(view, command),
+        What::ReplaceBrick(command) => replace::replace_brick(view, command),
         What::FoundPool(command) => {
             if view.pool != 0 {
                 return Err("the pool is founded already".to_owned());
@@ -273,20 +277,29 @@ fn check_bricks(view: &View, volume: &Volume) -> Result<(), String> {
         if !places.insert((brick.peer, &brick.path)) {
             return Err(format!("Found duplicate exports {place}"));
         }
-        let used = |other: &&Volume| {
-            other
-                .bricks
-                .iter()
-                .any(|old| old.id == brick.id || (old.peer == brick.peer && old.path == brick.path))
-        };
-        if let Some(other) = view.volumes.values().find(used) {
-            return Err(format!(
-                "{place} is already part of a volume: {}",
-                other.name
-            ));
-        }
+        check_unused(view, brick, None, &place)?;
     }
     Ok(())
+}
+
+/// Refuses a brick whose id or place a volume has, but for the brick `beside` that it replaces.
+fn check_unused(
+    view: &View,
+    brick: &Brick,
+    beside: Option<u64>,
+    place: &str,
+) -> Result<(), String> {
+    let used = |other: &&Volume| {
+        let mut bricks = other.bricks.iter().filter(|old| beside != Some(old.id));
+        bricks.any(|old| old.id == brick.id || (old.peer == brick.peer && old.path == brick.path))
+    };
+    match view.volumes.values().find(used) {
+        Some(other) => Err(format!(
+            "{place} is already part of a volume: {}",
+            other.name
+        )),
+        None => Ok(()),
+    }
 }
 
 fn check_sets(volume: &Volume) -> Result<(), String> {

@@ -316,6 +316,29 @@ impl Absent {
         }
     }
 
+    /// Copies that are none of the set's have left it for good: nothing is noted for them any more.
+    ///
+    /// `bricks` is asked under the lock: so it knows every copy that is noted here already, and one
+    /// that has just come is not taken for one that has left.
+    pub fn forget_all_but(&self, bricks: impl FnOnce() -> Vec<BrickId>) {
+        let mut inner = self.lock();
+        let bricks = bricks();
+        if !bricks.contains(&self.me) {
+            return; // It is this copy that has left.
+        }
+        let gone = inner.partners.keys().filter(|copy| !bricks.contains(copy));
+        for copy in gone.copied().collect::<Vec<BrickId>>() {
+            inner.recent.forget(copy);
+            let partner = inner.partners.remove(&copy).unwrap_or_default();
+            info!(%copy, "a copy has left the set: what it lacks is forgotten");
+            for marks in [partner.marks, partner.alone].into_iter().flatten() {
+                if let Err(failure) = marks.end() {
+                    warn!(%failure, "marks that are done with could not be removed");
+                }
+            }
+        }
+    }
+
     /// A copy went out of `epoch` and may lack `unanswered` on top of what it has not synced.
     pub fn went_out<'a>(
         &self,

@@ -363,6 +363,11 @@ impl Replica {
         }
     }
 
+    /// Lets go of what is kept for copies that were replaced.
+    pub(super) fn forget_replaced(&self) {
+        self.absent.forget_all_but(|| self.ports.bricks());
+    }
+
     /// Lets go of what was touched, when all copies are in sync.
     pub(super) fn settle_touched(self: &Arc<Self>) {
         let (role, epoch) = self.role();

@@ -88,7 +88,7 @@ pub struct Context<'a> {
     /// This copy's memory, looked at for moments only.
     pub memory: &'a dyn Recall,
     /// The volume's limits; 0 = none.
-    pub limits: &'a Limits,
+    pub limits: Limits,
     /// Room on the disks.
     pub space: Space,
     /// The keys the operation holds.

@@ -417,7 +417,7 @@ impl Replica {
             previous,
             store: &*self.store,
             memory: &self.memory as &dyn Recall,
-            limits: &self.setting().limits,
+            limits: *super::lock(&self.limits),
             space: self.space_left(),
             held,
             split: asked.request.split_work(),

@@ -33,6 +33,7 @@ pub(super) fn start(replica: &Arc<Replica>) {
             replica.sync_and_confirm();
             due.synced(number, written);
         }
+        replica.forget_replaced();
         replica.settle_touched();
     });
 }

@@ -8,7 +8,8 @@ use mortar_proto::control::admin_server::{Admin, AdminServer};
 use mortar_proto::control::{
     BrickName, Done, Empty, PeerDetachRequest, PeerName, PeerStatusReply, RegistryRecoverRequest,
     RegistryStatusReply, VolumeCreateRequest, VolumeHealReply, VolumeHealRequest, VolumeName,
-    VolumeResetRequest, VolumeSetRequest, VolumeStartRequest, VolumeStatusReply,
+    VolumeReplaceBrickRequest, VolumeResetBrickRequest, VolumeResetRequest, VolumeSetRequest,
+    VolumeStartRequest, VolumeStatusReply,
 };
 use mortar_proto::registry::View;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -233,6 +234,26 @@ impl Admin for Scripted {
         let request = request.into_inner();
         self.change(
             format!("reset {} {}", request.volume, request.keys.join(" ")),
+            "",
+        )
+    }
+    async fn volume_replace_brick(
+        &self,
+        request: Request<VolumeReplaceBrickRequest>,
+    ) -> Answer<Done> {
+        let request = request.into_inner();
+        self.change(
+            format!(
+                "replace {} {} {}",
+                request.volume, request.brick, request.with
+            ),
+            "replace-brick commit force operation successful",
+        )
+    }
+    async fn volume_reset_brick(&self, request: Request<VolumeResetBrickRequest>) -> Answer<Done> {
+        let request = request.into_inner();
+        self.change(
+            format!("reset-brick {} {}", request.volume, request.brick),
             "",
         )
     }

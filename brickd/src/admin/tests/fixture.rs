@@ -17,7 +17,7 @@ use mortar_proto::control::{
 };
 use mortar_proto::registry::command::What;
 use mortar_proto::registry::{
-    Brick, BrickStatus, Command, Epoch, Limits, Outcome, Peer, ReplicaSet, View, Volume,
+    Brick, BrickStatus, Command, Copy, Epoch, Limits, Outcome, Peer, ReplicaSet, View, Volume,
     VolumeStatus,
 };
 use tokio_stream::wrappers::TcpListenerStream;
@@ -115,6 +115,18 @@ impl Pool {
 
     pub fn volume(&self, name: &str) -> Volume {
         self.registry.view().volumes[name].clone()
+    }
+
+    /// These bricks of a volume, by their place in it, are in sync; as the set itself decides it.
+    pub fn set_in_sync(&self, name: &str, places: &[usize]) {
+        let mut state = self.registry.state.lock().unwrap();
+        let volume = state.volumes.get_mut(name).unwrap();
+        let copy = |place: &usize| Copy {
+            brick: volume.bricks[*place].id,
+            incarnation: 77,
+        };
+        let in_sync: Vec<Copy> = places.iter().map(copy).collect();
+        volume.sets[0].epoch.as_mut().unwrap().in_sync = in_sync;
     }
 
     /// Puts a volume into the registry without making bricks.
@@ -265,6 +277,25 @@ impl FakeRegistry {
                     .iter_mut()
                     .find(|brick| brick.id == command.brick);
                 brick.unwrap().set_status(status);
+                // Its set goes on without a brick that is stopped, when another one is in sync.
+                let epoch = volume.sets[0].epoch.as_mut().unwrap();
+                if status == BrickStatus::BrickDown && epoch.in_sync.len() > 1 {
+                    epoch.in_sync.retain(|copy| copy.brick != command.brick);
+                }
+            }
+            What::ReplaceBrick(command) => {
+                let volume = state.volumes.get_mut(&command.volume).unwrap();
+                let with = command.with.unwrap();
+                for id in &mut volume.sets[0].bricks {
+                    if *id == command.brick {
+                        *id = with.id;
+                    }
+                }
+                for brick in &mut volume.bricks {
+                    if brick.id == command.brick {
+                        *brick = with.clone();
+                    }
+                }
             }
             change @ What::ChangeEpoch(_) => {
                 *self.epoch_change.lock().unwrap() = Some(change);
@@ -395,8 +426,8 @@ impl LocalBricks for FakeBricks {
         let role = self.0.lock().unwrap().role.unwrap_or(CopyRole::CopyPrimary);
         let state = |brick: Brick| BrickState {
             id: brick.id,
+            online: brick.status() == BrickStatus::BrickUp,
             path: brick.path,
-            online: true,
             pid: 42,
             role: role.into(),
             incarnation: 77,

@@ -1,7 +1,8 @@
 //! The state alone: what is applied, what is refused, in which words.
 
 use mortar_proto::registry::{
-    Brick, BrickStatus, Copy, DeleteVolume, FoundPool, ResetOptions, SetOptions, SlotRange,
+    BrickStatus, Copy, DeleteVolume, FoundPool, Limits, ReplaceBrick, ResetOptions, SetOptions,
+    SlotRange,
 };
 
 use super::*;
@@ -419,5 +420,170 @@ fn what_an_older_version_wrote_stays_readable() {
     assert_eq!(
         serde_json::from_slice::<State>(&json).unwrap().view,
         two_peers()
+    );
+}
+
+// ------------------------------------------------------------ replace-brick
+
+fn put_in_epoch(view: &mut View, in_sync: &[u64]) {
+    let now = view.volumes["v01"].sets[0]
+        .epoch
+        .clone()
+        .unwrap_or_default();
+    let copy = |brick: &u64| Copy {
+        brick: *brick,
+        incarnation: brick * 11,
+    };
+    let next = Epoch {
+        number: now.number + 1,
+        id: now.number + 100,
+        in_sync: in_sync.iter().map(copy).collect(),
+        primary: in_sync[0],
+    };
+    let change = command(What::ChangeEpoch(ChangeEpoch {
+        volume: "v01".to_owned(),
+        set: 0,
+        expect_number: now.number,
+        expect_id: now.id,
+        next: Some(next),
+        lone: vec![],
+    }));
+    done(view, &change);
+}
+
+fn replace(brick: u64, with: Brick) -> Command {
+    command(What::ReplaceBrick(ReplaceBrick {
+        volume: "v01".to_owned(),
+        brick,
+        with: Some(with),
+        limits: Some(Limits {
+            links: 500,
+            xattr_bytes: 0,
+            file_bytes: 1 << 40,
+        }),
+    }))
+}
+
+fn new_brick(id: u64, peer: u64, path: &str) -> Brick {
+    Brick {
+        id,
+        peer,
+        path: path.to_owned(),
+        status: BrickStatus::BrickUp as i32,
+    }
+}
+
+/// v01 runs on bricks 10 and 11, both in sync; gfs03 is there too.
+fn started_with_a_spare() -> View {
+    let mut view = two_peers();
+    done(&mut view, &put(3, "gfs03"));
+    done(&mut view, &set_status("v01", VolumeStatus::VolumeStarted));
+    put_in_epoch(&mut view, &[10, 11]);
+    view
+}
+
+#[test]
+fn a_brick_that_is_out_is_replaced_in_its_place() {
+    let mut view = started_with_a_spare();
+    view.volumes.get_mut("v01").unwrap().limits = Some(Limits {
+        links: 65_000,
+        xattr_bytes: 4_000,
+        file_bytes: 1 << 30,
+    });
+    let spare = replace(10, new_brick(77, 3, "/b"));
+    refused(&mut view, &spare, "is still in sync");
+    put_in_epoch(&mut view, &[11]);
+    let epoch = view.volumes["v01"].sets[0].epoch.clone();
+    done(&mut view, &spare);
+    let volume = view.volumes["v01"].clone();
+    assert_eq!(volume.sets[0].bricks, [77, 11]);
+    assert_eq!(volume.bricks[0], new_brick(77, 3, "/b"));
+    assert_eq!(volume.sets[0].epoch, epoch, "the new copy is not in sync");
+    let limits = volume.limits.unwrap();
+    assert_eq!(
+        (limits.links, limits.xattr_bytes, limits.file_bytes),
+        (500, 4_000, 1 << 30),
+        "what all disks can hold"
+    );
+    // Sent again it is answered as done; the peer of the old brick can go.
+    done(&mut view, &spare);
+    assert_eq!(view.volumes["v01"], volume);
+    done(&mut view, &command(What::RemovePeer(RemovePeer { id: 1 })));
+    // And the old brick is in no epoch any more.
+    let back = ChangeEpoch {
+        volume: "v01".to_owned(),
+        set: 0,
+        expect_number: 2,
+        expect_id: 101,
+        next: Some(Epoch {
+            number: 3,
+            id: 1,
+            in_sync: vec![Copy {
+                brick: 10,
+                incarnation: 110,
+            }],
+            primary: 10,
+        }),
+        lone: vec![],
+    };
+    refused(
+        &mut view,
+        &command(What::ChangeEpoch(back)),
+        "not part of set 0",
+    );
+}
+
+#[test]
+fn the_same_folder_under_a_new_id_is_a_new_brick() {
+    let mut view = started_with_a_spare();
+    put_in_epoch(&mut view, &[10]);
+    done(&mut view, &replace(11, new_brick(78, 2, "/bricks/v01")));
+    assert_eq!(view.volumes["v01"].sets[0].bricks, [10, 78]);
+}
+
+#[test]
+fn replace_brick_refuses_what_would_lose_data_or_is_wrong() {
+    let mut view = started_with_a_spare();
+    put_in_epoch(&mut view, &[11]);
+    let spare = || new_brick(77, 3, "/b");
+    refused(
+        &mut view,
+        &replace(11, spare()),
+        "it holds the only up-to-date copy",
+    );
+    refused(&mut view, &replace(9, spare()), "is not part of volume v01");
+    refused(
+        &mut view,
+        &replace(10, new_brick(77, 4, "/b")),
+        "not part of the pool",
+    );
+    refused(
+        &mut view,
+        &replace(10, new_brick(77, 2, "/bricks/v01")),
+        "gfs02:/bricks/v01 is already part of a volume: v01",
+    );
+    for id in [0, 10] {
+        refused(
+            &mut view,
+            &replace(10, new_brick(id, 3, "/b")),
+            "has no id of its own",
+        );
+    }
+    refused(
+        &mut view,
+        &replace(10, new_brick(11, 3, "/b")),
+        "already part of a volume",
+    );
+    done(&mut view, &set_status("v01", VolumeStatus::VolumeStopped));
+    refused(&mut view, &replace(10, spare()), "not in the started state");
+    let mut never_served = two_peers();
+    done(
+        &mut never_served,
+        &set_status("v01", VolumeStatus::VolumeStarted),
+    );
+    refused(
+        &mut never_served,
+        &replace(10, new_brick(77, 2, "/b")),
+        "only up-to-date copy",
     );
 }

@@ -50,6 +50,7 @@ impl Core {
             }
             known => *known = Some(view),
         }
+        self.forget_strangers(&mut out);
         self.settle(now_ms, &mut out);
         out
     }

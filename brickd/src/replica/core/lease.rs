@@ -164,13 +164,16 @@ impl Core {
     pub(super) fn is_lost(&self, brick: BrickId, link: &Link, now_ms: u64) -> bool {
         link.failed
             || self.dead.contains_key(&(brick, link.incarnation))
+            || self.is_stranger(brick)
             || self.is_silent(link, now_ms)
             || self.is_stalled(brick, link, now_ms)
     }
 
     /// Whether silence is all that speaks against it.
     pub(super) fn is_only_silent(&self, brick: BrickId, link: &Link, now_ms: u64) -> bool {
-        let known = link.failed || self.dead.contains_key(&(brick, link.incarnation));
+        let known = link.failed
+            || self.dead.contains_key(&(brick, link.incarnation))
+            || self.is_stranger(brick);
         self.is_silent(link, now_ms) && !known
     }
 

@@ -103,6 +103,29 @@ impl Core {
         }
     }
 
+    /// Copies that do not belong to the set any more are healed no further and say nothing. One
+    /// that the epoch still lists stays until it is put out.
+    pub(super) fn forget_strangers(&mut self, out: &mut Vec<Command>) {
+        let heals = self.syncing.keys();
+        let strangers: Vec<BrickId> = heals
+            .copied()
+            .filter(|brick| self.is_stranger(*brick))
+            .collect();
+        for brick in strangers {
+            self.stop_syncing(brick, out);
+            out.push(Command::CloseStream(brick));
+        }
+        let mut states = std::mem::take(&mut self.states);
+        states.retain(|brick, _| !self.is_stranger(*brick));
+        self.states = states;
+    }
+
+    /// Whether a copy belongs neither to the set, as far as the registry is known, nor to the epoch.
+    pub(super) fn is_stranger(&self, brick: BrickId) -> bool {
+        let left = |view: &super::RegistryView| !view.bricks.contains(&brick);
+        self.view.as_ref().is_some_and(left) && history::listed(&self.epoch, brick).is_none()
+    }
+
     /// A healed copy fell away: what it was sent and did not answer is marked again.
     pub(super) fn stop_syncing(&mut self, brick: BrickId, out: &mut Vec<Command>) {
         if let Some(copy) = self.syncing.remove(&brick) {

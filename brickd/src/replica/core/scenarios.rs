@@ -1,5 +1,7 @@
 //! Named scenarios, mostly of traces that break simpler designs.
 
+mod replaced;
+
 use mortar_common::{BrickId, Incarnation};
 use mortar_proto::data::{CopyState, CopySynced, EpochRef};
 use mortar_proto::registry::Epoch;

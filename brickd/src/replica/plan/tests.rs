@@ -75,7 +75,7 @@ impl Set {
             previous,
             store: &self.store,
             memory: &self.memory,
-            limits: &self.limits,
+            limits: self.limits,
             space: self.space,
             held,
         }

@@ -118,7 +118,7 @@ impl Side {
             previous: None,
             store: &self.brick,
             memory: &inner.memory,
-            limits: &UNLIMITED,
+            limits: UNLIMITED,
             space: Space {
                 bytes_left: 1 << 40,
                 objects_left: 1 << 20,

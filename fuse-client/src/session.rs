@@ -1,6 +1,7 @@
 //! The mount's session with its replica set: requests go out in numbered slots and are sent again,
 //! under the same number, until they are answered. A lost brick is a pause, never an error.
 
+mod connections;
 pub mod holdings;
 mod keeper;
 mod life;
@@ -25,8 +26,6 @@ use route::{Hunt, Route};
 
 pub(crate) use waiting::{Waiting, signal_waits};
 
-/// Idle connections kept per mount: one for each thread of the kernel loop and some to spare.
-const IDLE_CONNECTIONS_MAX: usize = 32;
 /// A mount waits this long for a brick that serves.
 const FIRST_SERVICE_WAIT: Duration = Duration::from_secs(20);
 /// How often what waits for the session to open looks whether it has.
@@ -359,56 +358,6 @@ impl Session {
         Ok(answer)
     }
 
-    /// A connection to a brick; where this client cannot reach its host, through another brick's.
-    fn connect(
-        &self,
-        volume: &VolumeView,
-        to: &BrickAddress,
-        session: u64,
-        give_up: &dyn Fn() -> bool,
-    ) -> Result<Connection, Lost> {
-        let mut problem = None;
-        if !self.route.is_detoured(to.brick) {
-            match Connection::open(to, &volume.id, session) {
-                Err(lost) if lost.is_unreachable() && !give_up() => problem = Some(lost),
-                outcome => return outcome,
-            }
-        }
-        for through in volume.bricks.iter().filter(|one| one.brick != to.brick) {
-            match Connection::open_through(through, to.brick, &volume.id, session, give_up) {
-                Ok(connection) => {
-                    if self.route.detour(to.brick) {
-                        tracing::info!("{to} cannot be reached: it is asked through {through}");
-                        self.drop_idle(to);
-                    }
-                    return Ok(connection);
-                }
-                Err(lost) => problem = problem.or(Some(lost)),
-            }
-        }
-        self.route.straight(to.brick);
-        Err(problem.unwrap_or_else(|| Lost::GivenUp {
-            address: to.to_string(),
-        }))
-    }
-
-    /// A brick that was reached through another, tried itself again.
-    fn connect_straight(
-        &self,
-        volume: &[u8],
-        to: &BrickAddress,
-        session: u64,
-    ) -> Option<Connection> {
-        if !self.route.may_try_straight(to.brick) {
-            return None;
-        }
-        let connection = Connection::open(to, volume, session).ok()?;
-        tracing::info!("{to} can be reached again");
-        self.route.straight(to.brick);
-        self.drop_idle(to);
-        Some(connection)
-    }
-
     fn not_here(&self, brick: &BrickAddress, reply: &Reply, hunt: &mut Hunt) {
         tracing::debug!("{brick} is not the one to ask: {}", reply.reason);
         self.route.hint(reply.primary, reply.epoch.as_ref());
@@ -529,27 +478,6 @@ impl Session {
     /// Whether the mount is ending.
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
-    }
-
-    fn take_idle(&self, brick: &BrickAddress, session: u64) -> Option<Idle> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = idle
-            .iter()
-            .rposition(|one| one.brick == *brick && one.session == session)?;
-        Some(idle.swap_remove(at))
-    }
-
-    fn keep_idle(&self, one: Idle) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        if idle.len() >= IDLE_CONNECTIONS_MAX {
-            idle.swap_remove(0);
-        }
-        idle.push(one);
-    }
-
-    fn drop_idle(&self, brick: &BrickAddress) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|one| one.brick != *brick);
     }
 }
 

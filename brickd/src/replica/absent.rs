@@ -8,6 +8,7 @@
 //! since, and not what the partner merely may lack: that is kept beside the marks ([`alone`]).
 
 mod alone;
+mod doubt;
 #[cfg(test)]
 mod tests;
 
@@ -20,6 +21,7 @@ use mortar_proto::data::{Change, CopySynced, EpochRef, change::Step};
 use mortar_proto::registry::{Copy, Epoch};
 use tracing::{info, warn};
 
+use self::doubt::Doubt;
 use super::core::Role;
 use super::now_ms;
 use crate::brick::{BrickError, HealSource, Store, StoredState};
@@ -62,16 +64,6 @@ struct Partner {
     judged_after: Option<u64>,
     /// It may hold what was never received here.
     doubt: Option<Doubt>,
-}
-
-/// Why everything is marked for a copy, and what ends that.
-struct Doubt {
-    /// The primary that sends this copy, too, whatever it has sent to that one …
-    cleared_by: BrickId,
-    /// … before what it orders in an epoch after this.
-    after: EpochRef,
-    /// The mark of everything that was made for it.
-    generation: Option<u64>,
 }
 
 impl Absent {
@@ -381,49 +373,6 @@ impl Absent {
             marks.mark(change)?;
         }
         info!(copy = %copy, everything = !noted, "what an absent copy lacks is written down");
-        Ok(())
-    }
-
-    /// A copy that went out of `epoch` may hold changes that were never received here: everything
-    /// is marked for it, until a change comes that `cleared_by` ordered in a later epoch.
-    pub fn doubt(
-        &self,
-        copy: BrickId,
-        epoch: EpochRef,
-        cleared_by: Option<BrickId>,
-    ) -> Result<(), BrickError> {
-        let mut inner = self.lock();
-        let partner = inner.partners.entry(copy).or_default();
-        let Some(marks) = &partner.marks else {
-            return Ok(());
-        };
-        if marks.look(|marks| marks.everything().is_some()) {
-            return Ok(());
-        }
-        // What it has more it has touched.
-        marks.mark_everything(Scope::Touched)?;
-        let generation = marks.look(Marks::everything);
-        partner.doubt = cleared_by.map(|cleared_by| Doubt {
-            cleared_by,
-            after: epoch,
-            generation,
-        });
-        Ok(())
-    }
-
-    /// A change has come that the primary `from` ordered in `epoch`.
-    pub fn received(&self, from: BrickId, epoch: EpochRef) -> Result<(), BrickError> {
-        let mut inner = self.lock();
-        for partner in inner.partners.values_mut() {
-            let clears =
-                |doubt: &mut Doubt| doubt.cleared_by == from && epoch.number > doubt.after.number;
-            if let Some(doubt) = partner.doubt.take_if(clears)
-                && let Some(marks) = &partner.marks
-                && let Some(generation) = doubt.generation
-            {
-                marks.compared_everything(generation)?;
-            }
-        }
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 //! Its own brick stands still meanwhile. Its tree is walked once, from the root, so that every
 //! directory is there before what is in it; then what it removed is removed.
 
+mod look;
 mod tidy;
 
 use std::collections::{HashMap, HashSet};
@@ -10,7 +11,6 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 use mortar_common::{BrickId, FsError, Gfid};
 use mortar_proto::data::{EpochRef, Object, ReadDir, RenameMode, SplitWork};
-use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 use super::base::{Base, Hands, Place};
 use super::decide::{self, Change, Favorite, Held, Mine, Step, Winner};
@@ -514,68 +514,6 @@ impl<'a> Merger<'a> {
         let path = self.source.path_of(mine).unwrap_or_default();
         let value = Bytes::from(path.into_bytes());
         Ok(self.base.deciding().set_xattr(there, PATH_XATTR, &value)?)
-    }
-
-    /// Whether this side has that object too, and it is not the one in question.
-    fn is_elsewhere(&self, there: Gfid, mine: Gfid) -> bool {
-        let known = self.source.object(there);
-        there != mine && known.is_ok_and(|known| known.nlink > 0)
-    }
-
-    /// Whether the base got a copy of an object of this side.
-    fn is_copied(&self, gfid: Gfid) -> bool {
-        self.brought.get(&gfid).is_some_and(|copy| *copy != gfid)
-    }
-
-    fn at_side(&self, parent: Gfid, name: &[u8]) -> Result<Option<Object>, MergeError> {
-        match self.source.lookup(parent, name) {
-            Ok(object) => Ok(Some(object)),
-            Err(BrickError::Refused { .. }) => Ok(None),
-            Err(failure) => Err(failure.into()),
-        }
-    }
-
-    fn name_of(&self, parent: Gfid, gfid: Gfid) -> Result<Bytes, MergeError> {
-        let mut page = ReadDir {
-            gfid: Some(parent),
-            max_bytes: PAGE_BYTES,
-            ..Default::default()
-        };
-        loop {
-            let listed = self.source.read_dir(&page)?;
-            if let Some(entry) = listed.entries.iter().find(|it| it.gfid == Some(gfid)) {
-                return Ok(entry.name.clone());
-            }
-            let last = listed.entries.last().filter(|_| !listed.end);
-            let last = last.ok_or(FsError::Stale)?;
-            (page.after_hash, page.after_name) = (last.hash, last.name.clone());
-        }
-    }
-
-    /// The id of what is brought for an object that the base has too: the same in every attempt.
-    fn id_of(&self, mine: Gfid) -> Gfid {
-        self.id_for(mine, 0)
-    }
-
-    fn id_for(&self, mine: Gfid, seed: u64) -> Gfid {
-        let seed = self.side.epoch.id ^ seed;
-        Gfid {
-            hi: mine.hi,
-            lo: xxh3_64_with_seed(&mine.to_bytes(), seed) | 2,
-        }
-    }
-
-    fn version(&self, base: Gfid, other: Gfid) -> Version {
-        Version {
-            base,
-            brick: self.side.brick,
-            other,
-        }
-    }
-
-    fn restless(&self, gfid: Gfid) -> MergeError {
-        let path = self.source.path_of(gfid);
-        MergeError::Restless(path.unwrap_or_else(|| gfid.to_string()))
     }
 }
 

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use tests::cluster::{Allowed, Cluster, Mount, VOLUME, wait_until};
@@ -161,7 +162,8 @@ fn what_one_side_changed_heals_without_asking() {
 }
 
 /// A volume with files that both sides then change; gfs01 is the old primary, so it goes on.
-fn conflict(option: &str) -> Split {
+/// Also returned: the file `a`, open at gfs01 all the while.
+fn conflict(option: &str) -> (Split, File) {
     let split = Split::new(|root| {
         for name in ["a", "b", "c", "quiet"] {
             fs::write(root.join(name), "before").unwrap();
@@ -172,9 +174,11 @@ fn conflict(option: &str) -> Split {
         let set = format!("volume set {VOLUME} {option}");
         split.cluster.mortar("gfs01", &set).ok();
     }
+    let (opened, open_file) = mpsc::channel();
     split.apart(
         |root| {
             fs::write(root.join("a"), "a of one").unwrap();
+            opened.send(File::open(root.join("a")).unwrap()).unwrap();
             fs::write(root.join("b"), "b of one").unwrap();
             fs::write(root.join("c"), "c of one, the longer").unwrap();
             fs::write(root.join("new"), "new of one").unwrap();
@@ -188,12 +192,12 @@ fn conflict(option: &str) -> Split {
             fs::write(root.join("of-two"), "two").unwrap();
         },
     );
-    split
+    (split, open_file.recv().unwrap())
 }
 
 #[test]
 fn what_both_changed_gives_eio_until_it_is_decided() {
-    let split = conflict("");
+    let (split, still_open) = conflict("");
     split.merged();
     split.both("the files in conflict give EIO", |root| {
         ["a", "b", "c", "new"].iter().all(|name| {
@@ -201,6 +205,7 @@ fn what_both_changed_gives_eio_until_it_is_decided() {
             read.is_err_and(|error| error.raw_os_error() == Some(libc::EIO))
         })
     });
+    drop(still_open);
     let written = fs::write(split.mounts[1].join("a"), "a third").unwrap_err();
     assert_eq!(written.raw_os_error(), Some(libc::EIO));
     // The rest works.
@@ -219,12 +224,15 @@ fn what_both_changed_gives_eio_until_it_is_decided() {
         .map(|(_, at)| read(at.clone()).unwrap())
         .collect();
     assert_eq!(texts, ["a of two", "b of two", "c of two", "new of two"]);
+    // The conflict is known at the base before the other brick is healed.
     for host in SIDES {
-        assert_eq!(
-            read(split.cluster.brick(host).join("a")).unwrap(),
-            "a of one"
-        );
+        let what = format!("{host} has the base's version");
+        let file = split.cluster.brick(host).join("a");
+        wait_until(MERGED_WITHIN, &what, || {
+            read(file.clone()).as_deref() == Some("a of one")
+        });
     }
+    split.merged();
 
     // Each is decided by itself, in another way.
     let spec = |host: &str| split.cluster.host(host).brick_spec("glusterfs/distributed");
@@ -258,7 +266,7 @@ fn what_both_changed_gives_eio_until_it_is_decided() {
 
 #[test]
 fn a_policy_decides_without_asking() {
-    let split = conflict("cluster.favorite-child-policy mtime");
+    let (split, _) = conflict("cluster.favorite-child-policy mtime");
     split.merged();
     for (name, text) in [("a", "a of two"), ("c", "c of two"), ("new", "new of two")] {
         split.both(&format!("{name} is the later one"), |root| {
@@ -271,7 +279,7 @@ fn a_policy_decides_without_asking() {
 
 #[test]
 fn a_volume_that_is_one_unit_waits_for_the_operator() {
-    let split = conflict("cluster.split-unit volume");
+    let (split, _) = conflict("cluster.split-unit volume");
     let listed = "what the closed side changed is listed";
     wait_until(MERGED_WITHIN, listed, || {
         split.heal("info split-brain").contains("/of-two")

@@ -175,11 +175,13 @@ impl Replica {
         }
     }
 
-    /// Whether an operation reads a file in conflict.
+    /// Whether an operation reads a file in conflict, or opens it once more: what the client's
+    /// kernel has cached of it would be read without another request.
     pub(super) fn is_in_conflict(&self, op: &Op, previous: Option<Gfid>, work: SplitWork) -> bool {
         let gfid = match &op.op {
             Some(OpKind::Read(read)) => read.gfid.or(previous),
             Some(OpKind::Seek(seek)) => seek.gfid.or(previous),
+            Some(OpKind::Getattr(get)) if get.for_open => get.gfid.or(previous),
             _ => None,
         };
         work == SplitWork::SplitNone

@@ -106,7 +106,10 @@ impl<'a> Hands<'a> {
 
     /// The object, if the base has it.
     pub fn object(&self, gfid: Gfid) -> Result<Option<Object>, FsError> {
-        let get = GetAttr { gfid: Some(gfid) };
+        let get = GetAttr {
+            gfid: Some(gfid),
+            ..Default::default()
+        };
         absent(self.call(OpKind::Getattr(get)).map(|told| first(&told)))
     }
 

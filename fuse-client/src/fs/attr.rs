@@ -39,8 +39,13 @@ impl Fs {
             self.inodes.tell(node);
             return Ok(fresh);
         }
-        let (result, _, sent_at) =
-            self.read_op(caller, op::Op::Getattr(GetAttr { gfid: Some(gfid) }))?;
+        let (result, _, sent_at) = self.read_op(
+            caller,
+            op::Op::Getattr(GetAttr {
+                gfid: Some(gfid),
+                ..Default::default()
+            }),
+        )?;
         let attrs = self
             .inodes
             .learn(own_object(&result)?, sent_at)

@@ -98,7 +98,10 @@ impl Fs {
     /// listing cached, the first page. Returns the handle and whether a cached listing is right.
     pub fn opendir(&self, caller: Caller, node: NodeId) -> FsResult<(u64, Pages)> {
         let gfid = self.inodes.gfid(node)?;
-        let mut ops = vec![op::Op::Getattr(GetAttr { gfid: Some(gfid) })];
+        let mut ops = vec![op::Op::Getattr(GetAttr {
+            gfid: Some(gfid),
+            ..Default::default()
+        })];
         let detail = match self.settings.listing {
             ListingAttributes::Auto => Detail::Objects,
             ListingAttributes::Never => Detail::Names,
@@ -249,7 +252,10 @@ impl Fs {
         let entry = match &item.entry.object {
             Some(object) => self.entry(object, sent_at)?,
             None => {
-                let get = op::Op::Getattr(GetAttr { gfid: Some(gfid) });
+                let get = op::Op::Getattr(GetAttr {
+                    gfid: Some(gfid),
+                    ..Default::default()
+                });
                 let Ok((result, _, sent_at)) = self.read_op(caller, get) else {
                     return Ok(None);
                 };

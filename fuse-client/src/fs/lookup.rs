@@ -89,6 +89,7 @@ pub(super) fn find_root(
     let mut found = ask(
         op::Op::Getattr(GetAttr {
             gfid: Some(Gfid::ROOT),
+            ..Default::default()
         }),
         0,
     )?;

@@ -60,7 +60,11 @@ impl Fs {
             };
             (op::Op::Open(open), Effect::Repeatable)
         } else {
-            (op::Op::Getattr(GetAttr { gfid: Some(gfid) }), Effect::Read)
+            let get = GetAttr {
+                gfid: Some(gfid),
+                for_open: true,
+            };
+            (op::Op::Getattr(get), Effect::Read)
         };
         let mut ops = vec![first];
         if self.wants_head(node, flags) {

@@ -530,6 +530,7 @@ fn reads() {
     assert_eq!(set.read(seek(6)).err(), Some(FsError::NoDevice));
     let gone = GetAttr {
         gfid: Some(pick(Gfid::ROOT, b"x")),
+        ..Default::default()
     };
     assert_eq!(set.read(OpKind::Getattr(gone)).err(), Some(FsError::Stale));
     let lookup = |parent, name: &'static str| {

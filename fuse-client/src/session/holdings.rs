@@ -118,14 +118,19 @@ impl Holdings {
         taken
     }
 
-    /// Takes this object to be released if nobody has it open.
+    /// Takes this object to be released if nobody has it open. Waits while it is being released:
+    /// what is removed in that moment would be kept as an orphan, and its room with it.
     pub fn take_if_idle(&self, gfid: Gfid) -> bool {
-        match self.lock().get_mut(&gfid) {
-            Some(held) if held.releasable() => {
-                held.stage = Stage::Releasing;
-                true
+        let mut state = self.lock();
+        loop {
+            match state.get_mut(&gfid) {
+                Some(held) if held.stage == Stage::Releasing => state = self.changed.wait(state),
+                Some(held) if held.releasable() => {
+                    held.stage = Stage::Releasing;
+                    return true;
+                }
+                _ => return false,
             }
-            _ => false,
         }
     }
 
@@ -297,6 +302,21 @@ mod tests {
         };
         holdings.released(&[FILE]);
         assert_eq!(opener.join().unwrap(), Registration::Needed);
+    }
+
+    #[test]
+    fn a_removal_waits_for_the_release_that_is_under_way() {
+        let holdings = Arc::new(Holdings::default());
+        holdings.begin_open(FILE);
+        holdings.registered(FILE);
+        holdings.close(FILE);
+        assert_eq!(holdings.take_idle(8, Duration::ZERO), [FILE]);
+        let remover = {
+            let holdings = holdings.clone();
+            std::thread::spawn(move || holdings.take_if_idle(FILE))
+        };
+        holdings.released(&[FILE]);
+        assert!(!remover.join().unwrap());
     }
 
     #[test]

@@ -270,7 +270,8 @@ impl Replica {
             }
             link_message::What::BeaconAnswer(answer) => {
                 let (from, epoch) = (BrickId(answer.from_brick), answer.epoch.unwrap_or_default());
-                self.free_bytes.learned(from, answer.free_bytes);
+                self.free_bytes
+                    .learned(from, answer.sent, answer.free_bytes);
                 self.event(|core, now| core.beacon_answer(from, epoch, answer.sent, now));
             }
             link_message::What::Query(query) => {

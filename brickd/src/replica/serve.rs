@@ -31,9 +31,6 @@ use super::{Replica, now_ms};
 const PATIENCE: Duration = Duration::from_millis(500);
 /// A small request is taken out of the socket in one call.
 const READ_BUFFER_BYTES: usize = 8 << 10;
-/// So often a change that finds no room hears of the copies' disks anew: what one of them says may
-/// have been measured before room was made there.
-const SPACE_NEWS_MAX: u32 = 3;
 /// A lock that is not free is looked at again this often.
 const LOCK_POLL: Duration = Duration::from_millis(10);
 
@@ -373,7 +370,7 @@ impl Replica {
     ) -> Result<(data::Result, bool), Unanswered> {
         let mut held = keys_of_op(op, asked.session, previous);
         let lock_until_ms = now_ms() + lock_wait_ms(op);
-        let mut asked_for_space = 0;
+        let mut heard_of_space = false;
         loop {
             let pass = self.gate.enter(held.clone());
             let context = self.context(asked, previous, &held);
@@ -390,10 +387,10 @@ impl Replica {
                     drop(pass);
                     self.wait_for_lock(op, previous, asked)?;
                 }
-                Err(PlanError::Refused(FsError::NoSpace)) if asked_for_space < SPACE_NEWS_MAX => {
+                Err(PlanError::Refused(FsError::NoSpace)) if !heard_of_space => {
                     drop(pass);
-                    asked_for_space += 1;
                     self.wait_for_news_of_space();
+                    heard_of_space = true;
                 }
                 Err(PlanError::Refused(FsError::NotConnected)) => {
                     // The session ended while the request waited: that is no answer of the file's.

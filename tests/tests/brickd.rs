@@ -147,16 +147,16 @@ fn touch_files(at: &Path, files: usize) {
 }
 
 /// brickd idle below 60 MiB; the client below 100 MiB when it has touched many files; and neither
-/// grows any more when it touches as many again.
+/// grows any more when it touches as many again, the client because its kernel is made to forget
+/// inodes beyond its limit (500,000 where nothing is said; here what one round touches).
 #[test]
 fn memory_is_bounded_however_many_files_are_touched() {
     const MIB: u64 = 1 << 20;
     /// What may come and go: buffers, the allocator's own.
     const NOISE: u64 = 12 * MIB;
-    const INODE_BYTES_MAX: u64 = 100;
     let files = scale::pick(4_000, 100_000);
     let cluster = Cluster::two_hosts();
-    let mount = cluster.mount("client", "gfs01:/v01", "");
+    let mount = cluster.mount("client", "gfs01:/v01", &format!("inode-limit={files}"));
     let resident = || {
         let [one, two] = ["gfs01", "gfs02"].map(|host| cluster.host(host).brickd_pid().unwrap());
         [one, two, mount.pid()].map(resident_bytes)
@@ -180,10 +180,7 @@ fn memory_is_bounded_however_many_files_are_touched() {
     let [_, before, after] = rounds;
     assert!(after[2] < 100 * MIB, "the client: {:?}", mib(after));
     let grew: [u64; 3] = std::array::from_fn(|which| after[which].saturating_sub(before[which]));
-    // The client keeps a little of each inode that its kernel knows, up to inode-limit of them.
-    let inodes = INODE_BYTES_MAX * files as u64;
-    let allowed = [NOISE, NOISE, NOISE + inodes];
-    let is_bounded = grew.iter().zip(allowed).all(|(grew, most)| *grew < most);
+    let is_bounded = grew.iter().all(|grew| *grew < NOISE);
     assert!(is_bounded, "grown by {:?} MiB", mib(grew));
 }
 

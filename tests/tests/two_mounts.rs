@@ -1,7 +1,8 @@
 //! Two mounts of one volume: what one does the other sees, and locks hold between them.
 
 use std::fs::{self, File};
-use std::io::Write;
+use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -68,6 +69,45 @@ fn an_open_reads_all_that_the_other_mount_closed_before() {
             whole += &line;
         }
         assert_eq!(fs::read_to_string(reader).unwrap(), whole, "round {round}");
+    }
+}
+
+/// A file whose name is gone is not opened by it, however fresh the name is in another kernel's
+/// cache and whoever has the file open: a rollback journal that was removed must not be played back.
+#[test]
+fn a_name_that_the_other_mount_removed_is_not_opened() {
+    const ROUNDS: usize = 20;
+    let cluster = Cluster::two_hosts();
+    let (one, two) = (
+        cluster.mount("client", "gfs01:/v01", ""),
+        cluster.mount("client", "gfs02:/v01", ""),
+    );
+    for round in 0..ROUNDS {
+        let name = format!("journal-{round}");
+        fs::write(one.join(&name), "old").unwrap();
+        let here = File::open(one.join(&name)).unwrap();
+        let there = (round % 2 == 1).then(|| File::open(two.join(&name)).unwrap());
+        assert_eq!(fs::metadata(two.join(&name)).unwrap().len(), 3);
+        if round % 4 < 2 {
+            fs::remove_file(one.join(&name)).unwrap();
+            let error = File::open(two.join(&name)).unwrap_err();
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "round {round}");
+        } else {
+            fs::write(one.join("new"), "new").unwrap();
+            fs::rename(one.join("new"), one.join(&name)).unwrap();
+            assert_eq!(fs::read_to_string(two.join(&name)).unwrap(), "new");
+        }
+        let mut text = String::new();
+        // Who has it open goes on, and may open it again where the name was removed.
+        let again = format!("/proc/self/fd/{}", here.as_raw_fd());
+        (&here).read_to_string(&mut text).unwrap();
+        assert_eq!(text, "old");
+        assert_eq!(fs::read_to_string(again).unwrap(), "old");
+        if let Some(mut there) = there {
+            text.clear();
+            there.read_to_string(&mut text).unwrap();
+            assert_eq!(text, "old");
+        }
     }
 }
 

@@ -56,6 +56,8 @@ struct Inode {
     /// This mount has written since the last open: the kernel keeps what it wrote only until it
     /// sees the new mtime.
     written: bool,
+    /// This mount removed the last name: no entry of its kernel leads here any more.
+    unnamed_here: bool,
 }
 
 #[derive(Debug)]
@@ -237,6 +239,23 @@ impl Inodes {
         }
     }
 
+    /// This mount removed a name, after which this is how the object is.
+    pub fn name_removed(&self, object: &Object) {
+        let Some(gfid) = object.gfid.filter(|_| object.nlink == 0) else {
+            return;
+        };
+        let node = self.node(gfid);
+        if let Some(inode) = self.shard(node).get_mut(&node) {
+            inode.unnamed_here = true;
+        }
+    }
+
+    /// Whether this mount removed the last name of it: whoever opens it then has it open already.
+    pub fn is_unnamed_here(&self, node: NodeId) -> bool {
+        let shard = self.shard(node);
+        shard.get(&node).is_some_and(|inode| inode.unnamed_here)
+    }
+
     /// The data counter of what the kernel has cached; 0 = nothing is known.
     pub fn pages(&self, node: NodeId) -> u64 {
         self.shard(node).get(&node).map_or(0, |inode| inode.pages)
@@ -367,6 +386,7 @@ impl Inode {
             attr_counter: 0,
             pages: 0,
             written: false,
+            unnamed_here: false,
         }
     }
 

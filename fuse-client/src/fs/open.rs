@@ -57,6 +57,7 @@ impl Fs {
                 gfid: Some(gfid),
                 truncate,
                 kill_suidgid,
+                unnamed: self.inodes.is_unnamed_here(node),
             };
             (op::Op::Open(open), Effect::Repeatable)
         } else {
@@ -78,6 +79,12 @@ impl Fs {
             let object = answer
                 .take(0)
                 .and_then(|result| own_object(&result).cloned())?;
+            // Another mount removed its last name: the kernel came by an entry that it may still
+            // believe in, and looks again on ESTALE.
+            if object.nlink == 0 && !self.inodes.is_unnamed_here(node) {
+                self.session.holdings().registered(gfid);
+                return Err(FsError::Stale);
+            }
             Ok((answer, object))
         });
         let (answer, object) = match answer {

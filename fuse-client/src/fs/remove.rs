@@ -74,6 +74,11 @@ impl Fs {
         if let Some(replaced) = replaced {
             self.inodes.expire(self.inodes.node(replaced));
         }
+        // Nothing else can have lost its last name by this.
+        result
+            .objects
+            .iter()
+            .for_each(|object| self.inodes.name_removed(object));
         Ok(())
     }
 
@@ -161,7 +166,7 @@ impl Fs {
         };
         let holdings = self.session.holdings();
         if removal == Removal::RmDir || !holdings.take_if_idle(gfid) {
-            return self.change_op(caller, op, Effect::Once).map(|_| ());
+            return self.remove_alone(caller, op);
         }
         let release = op::Op::Release(Release { gfid: gfid_meant });
         let answer = self.ask(caller, vec![release, op.clone()], &[], Effect::Once);
@@ -175,8 +180,19 @@ impl Fs {
         holdings.released(&[gfid]);
         if answer.take(0).is_err() {
             // The primary knew of no open; the removal was not come to.
-            return self.change_op(caller, op, Effect::Once).map(|_| ());
+            return self.remove_alone(caller, op);
         }
-        answer.take(1).map(|_| ())
+        if let Some(object) = answer.take(1)?.objects.first() {
+            self.inodes.name_removed(object);
+        }
+        Ok(())
+    }
+
+    fn remove_alone(&self, caller: Caller, op: op::Op) -> FsResult<()> {
+        let (result, _) = self.change_op(caller, op, Effect::Once)?;
+        if let Some(object) = result.objects.first() {
+            self.inodes.name_removed(object);
+        }
+        Ok(())
     }
 }

@@ -230,6 +230,7 @@ impl Holdings {
             .map(|(gfid, _)| Op {
                 op: Some(op::Op::Open(Open {
                     gfid: Some(*gfid),
+                    unnamed: true,
                     ..Default::default()
                 })),
             })

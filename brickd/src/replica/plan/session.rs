@@ -56,6 +56,10 @@ pub(super) fn open(op: &Open, context: &Context<'_>) -> Result<Planned, PlanErro
         return Err(FsError::NoDevice.into());
     }
     context.check_open()?;
+    if object.nlink == 0 && !op.unnamed {
+        // It lives for those who had it open; whoever comes by a name that is gone comes too late.
+        return Err(FsError::Stale.into());
+    }
     if op.truncate {
         return truncate_and_open(&object, op.kill_suidgid, context);
     }

@@ -187,6 +187,7 @@ fn changes_that_clear(source: Gfid) -> Vec<(&'static str, OpKind)> {
                 gfid,
                 truncate,
                 kill_suidgid,
+                ..Default::default()
             })
         }),
     ]

@@ -98,13 +98,12 @@ fn random_change(random: &mut StdRng, gfid: Option<Gfid>, other: Option<Gfid>) -
             0 => OpKind::Release(Release { gfid }),
             1 => OpKind::Open(Open {
                 gfid,
-                truncate: false,
-                kill_suidgid: false,
+                ..Default::default()
             }),
             _ => OpKind::Open(Open {
                 gfid,
                 truncate: true,
-                kill_suidgid: false,
+                ..Default::default()
             }),
         },
         _ if random.random_bool(0.5) => {

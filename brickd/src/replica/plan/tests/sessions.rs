@@ -170,7 +170,7 @@ fn opens() {
         OpKind::Open(Open {
             gfid: Some(gfid),
             truncate,
-            kill_suidgid: false,
+            ..Default::default()
         })
     };
     set.done(open(directory, false));
@@ -199,6 +199,25 @@ fn opens() {
         FsError::Invalid,
     );
     set.done(OpKind::Keepalive(KeepAlive::default()));
+}
+
+#[test]
+fn a_file_without_a_name_is_not_opened_by_one() {
+    let mut set = Set::new();
+    let file = set.file("f", b"abc");
+    set.open(file);
+    set.done(unlink_op("f", None));
+    let open = |truncate, unnamed| {
+        OpKind::Open(Open {
+            gfid: Some(file),
+            truncate,
+            unnamed,
+            ..Default::default()
+        })
+    };
+    set.refused(open(false, false), FsError::Stale);
+    set.refused(open(true, false), FsError::Stale);
+    set.done(open(false, true));
 }
 
 #[test]

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use mortar_proto::data::{Change, Time, change::Step};
-use tracing::error;
+use tracing::{debug, error};
 
-use super::core::{Answer, NotNow, WaitFor};
+use super::core::{Answer, NotNow, Role, WaitFor};
 use super::gate::Pass;
 use super::pending::{Stage, Waiter};
 use super::streams::{Leaves, Numbered};
@@ -182,7 +182,7 @@ impl Replica {
         if !memory_only {
             self.absent.note(change)?;
             if let Err(failure) = self.store.apply(change, &numbered.payload) {
-                error!(number = change.number, %failure, "an ordered change could not be applied");
+                self.say_not_applied(change.number, &failure);
                 return Err(failure);
             }
             self.conflicts.applied(change);
@@ -191,6 +191,17 @@ impl Replica {
         }
         self.lock_memory().apply(change);
         Ok(())
+    }
+
+    /// A copy that is being healed may lack what a change needs: it refuses, and the primary marks
+    /// the change again. Nowhere else may an ordered change fail.
+    fn say_not_applied(&self, number: u64, failure: &BrickError) {
+        let is_refused = matches!(failure, BrickError::Refused { .. });
+        if is_refused && *self.lock_core().role() == Role::Syncing {
+            debug!(number, %failure, "not healed far enough for a change");
+        } else {
+            error!(number, %failure, "an ordered change could not be applied");
+        }
     }
 
     /// Bytes of changes applied since the start.

@@ -5,11 +5,35 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use crate::cluster::{Cluster, Ran, Running, wait_until};
+use crate::cluster::{Cluster, Mount, Ran, Running, wait_until};
+use crate::scale;
 
 /// How long the brick stays away.
 const AWAY: Duration = Duration::from_secs(2);
 const MIDDLE_WITHIN: Duration = Duration::from_secs(120);
+const WITHIN: Duration = Duration::from_secs(240);
+const WITHIN_FULL: Duration = Duration::from_secs(40 * 60);
+
+/// How long one program may take.
+pub fn within() -> Duration {
+    scale::pick(WITHIN, WITHIN_FULL)
+}
+
+/// A started volume of two copies, mounted.
+#[track_caller]
+pub fn mounted() -> (Cluster, Mount) {
+    let cluster = Cluster::two_hosts();
+    let mount = cluster.mount("client", "gfs01,gfs02:/v01", "");
+    (cluster, mount)
+}
+
+/// Everything is healed, both bricks are equal, nothing is left in the logs.
+#[track_caller]
+pub fn end(cluster: &Cluster, mount: Mount) {
+    cluster.assert_healed_and_equal();
+    mount.unmount();
+    cluster.assert_logs_clean(&[]);
+}
 
 /// Runs `command`; when `middle` holds, kills brickd on `victim`, starts it again two seconds
 /// later, and waits for the command's end.

@@ -105,10 +105,11 @@ impl Demo {
     fn assert_nothing_is_left(&self) {
         assert!(!self.folder.exists(), "its folder is left");
         assert!(!self.is_mounted(), "its mount is left");
-        // The mount's process ends by itself when the kernel lets it go.
-        wait_until(Duration::from_secs(10), "all its processes end", || {
-            self.processes().is_empty()
-        });
+        assert_eq!(
+            self.processes(),
+            Vec::<u32>::new(),
+            "its processes are left"
+        );
     }
 }
 

@@ -3,18 +3,10 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use tests::cluster::{Cluster, Mount, run};
-use tests::outage::{files_below, size_of, through_an_outage};
+use tests::cluster::run;
+use tests::outage::{end, files_below, mounted, size_of, through_an_outage, within};
 use tests::{scale, trees};
-
-const WITHIN: Duration = Duration::from_secs(240);
-const WITHIN_FULL: Duration = Duration::from_secs(40 * 60);
-
-fn within() -> Duration {
-    scale::pick(WITHIN, WITHIN_FULL)
-}
 
 fn shell(script: &str, folder: &Path) -> Command {
     let mut command = Command::new("/bin/sh");
@@ -33,18 +25,6 @@ fn shell(script: &str, folder: &Path) -> Command {
         command.env_remove(name);
     }
     command
-}
-
-fn mounted() -> (Cluster, Mount) {
-    let cluster = Cluster::two_hosts();
-    let mount = cluster.mount("client", "gfs01,gfs02:/v01", "");
-    (cluster, mount)
-}
-
-fn end(cluster: &Cluster, mount: Mount) {
-    cluster.assert_healed_and_equal();
-    mount.unmount();
-    cluster.assert_logs_clean(&[]);
 }
 
 #[test]

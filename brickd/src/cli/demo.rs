@@ -4,6 +4,7 @@
 //! it is gone afterwards, also after Ctrl-C or a failure, unless `--keep` is given.
 
 mod compare;
+mod interruption;
 mod pool;
 mod work;
 
@@ -96,7 +97,7 @@ fn tell(pool: &mut Pool, steps: &mut Steps) -> Result<(), String> {
     let copied = copy_tree(
         &source,
         &pool.mount_point().join("tree"),
-        pool.interrupted(),
+        pool.interruption(),
     )?;
     steps.say(&format!(
         "copied {} in: {} files, {:.1} MiB",
@@ -107,24 +108,24 @@ fn tell(pool: &mut Pool, steps: &mut Steps) -> Result<(), String> {
 
     let meter = Meter::start(&pool.mount_point().join("log"))?;
     let victim = pool.primary()?;
-    pool.wait(Duration::from_millis(500))?;
+    pool.interruption().wait(Duration::from_millis(500))?;
     pool.kill_peer(victim)?;
     steps.say(&format!(
         "killed brickd on {} (it was the primary; no warning)",
         hosts[victim]
     ));
-    let read = read_tree(&pool.mount_point().join("tree"), pool.interrupted())?;
+    let read = read_tree(&pool.mount_point().join("tree"), pool.interruption())?;
     steps.say(&format!("read all {} files again", read.files));
     let again = copy_tree(
         &source,
         &pool.mount_point().join("while-away"),
-        pool.interrupted(),
+        pool.interruption(),
     )?;
     steps.say(&format!(
         "wrote {} more files with one brick away",
         again.files
     ));
-    pool.wait(AWAY)?;
+    pool.interruption().wait(AWAY)?;
     let stall = meter.stop()?;
     steps.say(&format!(
         "a writer that syncs every record noticed a pause of {} ms and {} errors in {} records",
@@ -143,14 +144,14 @@ fn tell(pool: &mut Pool, steps: &mut Steps) -> Result<(), String> {
         if began.elapsed() > HEAL_DEADLINE {
             return Err(format!("not healed after {} s", HEAL_DEADLINE.as_secs()));
         }
-        pool.wait(Duration::from_millis(200))?;
+        pool.interruption().wait(Duration::from_millis(200))?;
     }
     steps.say("healed: nothing is pending");
     // A brick writes the newest times back after a moment of rest.
     let began = Instant::now();
     let mut compared = compare::folders(&pool.brick_path(0), &pool.brick_path(1))?;
     while matches!(compared, Comparison::Different(_)) && began.elapsed() < REST {
-        pool.wait(Duration::from_millis(200))?;
+        pool.interruption().wait(Duration::from_millis(200))?;
         compared = compare::folders(&pool.brick_path(0), &pool.brick_path(1))?;
     }
     match compared {

@@ -18,7 +18,11 @@ use crate::host::BrickHost;
 
 /// Connections served at once; more are closed as they come.
 const CONNECTIONS_MAX: usize = 4096;
-/// Between two looks at a connection whose first bytes have come in part.
+/// After a connection could not be accepted, most likely for want of descriptors: nothing tells when
+/// there are some again.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// Between two looks at a connection whose first bytes have come in part: it is readable all the
+/// time, so nothing tells when the rest is there.
 const PEEK_PAUSE: Duration = Duration::from_millis(1);
 /// A connection that was silent for this long is probed, so often.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -45,9 +49,8 @@ pub fn start(
                 match connection {
                     Ok(connection) => accept(connection, &host, &grpc, &open),
                     Err(error) => {
-                        // Out of descriptors, most likely: do not spin.
                         warn!(%error, "a connection could not be accepted");
-                        std::thread::sleep(Duration::from_millis(100));
+                        std::thread::sleep(ACCEPT_PAUSE);
                     }
                 }
             }

@@ -122,8 +122,7 @@ impl<'a> Healer<'a> {
     fn turn(&mut self) -> Result<(), HealError> {
         self.check_stopped()?;
         self.forget_known();
-        if !self.control.is_enabled() {
-            std::thread::sleep(IDLE);
+        if !self.control.wait_enabled(IDLE) {
             return Ok(());
         }
         let everything = self.marks().look(|marks| marks.everything());

@@ -1,9 +1,11 @@
 //! What `volume heal … info` tells, and the switch of `volume heal … enable|disable`.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::time::Instant;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
+use mortar_common::Signal;
 use mortar_proto::control::{BrickHeal, HealEntry};
 
 use super::marks::{Scope, Summary};
@@ -21,23 +23,38 @@ const MARK_COST_BYTES: u64 = 16 * 1024;
 /// The switch of `volume heal V enable|disable`, shared by all healers of a volume.
 #[derive(Debug, Default)]
 pub struct HealControl {
-    disabled: AtomicBool,
+    switch: Mutex<Switch>,
+    changed: Signal,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+enum Switch {
+    #[default]
+    Enabled,
+    Disabled,
 }
 
 impl HealControl {
     /// Healing goes on.
     pub fn enable(&self) {
-        self.disabled.store(false, Ordering::Relaxed);
+        *self.lock() = Switch::Enabled;
+        self.changed.notify_all();
     }
 
     /// Healing pauses; changes are marked as before.
     pub fn disable(&self) {
-        self.disabled.store(true, Ordering::Relaxed);
+        *self.lock() = Switch::Disabled;
     }
 
-    /// Whether healing is on.
-    pub fn is_enabled(&self) -> bool {
-        !self.disabled.load(Ordering::Relaxed)
+    /// Sleeps until healing is on, at most for `time`; says whether it is.
+    pub fn wait_enabled(&self, time: Duration) -> bool {
+        let disabled = |switch: &mut Switch| *switch == Switch::Disabled;
+        let switch = self.changed.wait_timeout_while(self.lock(), time, disabled);
+        *switch == Switch::Enabled
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Switch> {
+        self.switch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

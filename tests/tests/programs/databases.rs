@@ -3,9 +3,10 @@
 use std::path::Path;
 
 use tests::cluster::{Cluster, Mount, Running, run};
+use tests::outage::{end, mounted, within};
 use tests::scale;
 
-use super::{Bricks, end, mounted, script, within, work};
+use super::{Bricks, script, work};
 
 /// Rows that `who` puts into a table, each in a transaction of its own.
 fn inserts(who: &str, rows: usize) -> String {

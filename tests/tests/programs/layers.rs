@@ -4,9 +4,10 @@
 use std::path::Path;
 
 use tests::cluster::{Cluster, run};
+use tests::outage::{end, mounted, within};
 use tests::{scale, trees};
 
-use super::{Bricks, end, mounted, script, within, work};
+use super::{Bricks, script, work};
 
 /// What a container does to the files of its image. It must come out as on a plain folder.
 fn changes(container: usize) -> String {

@@ -1,8 +1,9 @@
 //! Load generators that check what they read: fio, dbench, stress-ng.
 
+use tests::outage::{end, mounted};
 use tests::scale;
 
-use super::{Bricks, end, mounted, work};
+use super::{Bricks, work};
 
 /// stress-ng's stressors of the class "filesystem" that pass on ext4 and ask nothing of a disk
 /// that only a local one has; CI runs the first of them.

@@ -12,9 +12,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tests::cluster::wait_until;
+use tests::outage::{end, mounted, within};
 use tests::scale;
 
-use super::{Bricks, end, mounted, within};
+use super::Bricks;
 
 const AWAY: Duration = Duration::from_secs(2);
 

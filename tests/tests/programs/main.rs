@@ -8,14 +8,9 @@ mod mail;
 
 use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
 use tests::cluster::{Cluster, Mount, Ran, run};
-use tests::outage::through_an_outage;
-use tests::scale;
-
-const WITHIN: Duration = Duration::from_secs(240);
-const WITHIN_FULL: Duration = Duration::from_secs(40 * 60);
+use tests::outage::{through_an_outage, within};
 
 /// What becomes of the bricks while a program works.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -25,34 +20,11 @@ enum Bricks {
     Lose(&'static str),
 }
 
-/// A started volume of two copies, mounted.
-fn mounted() -> (Cluster, Mount) {
-    let cluster = Cluster::two_hosts();
-    let mount = cluster.mount("client", "gfs01,gfs02:/v01", "");
-    (cluster, mount)
-}
-
-/// Everything healed, both bricks equal, nothing left in the logs.
-fn end(cluster: &Cluster, mount: Mount) {
-    cluster.assert_healed_and_equal();
-    mount.unmount();
-    cluster.assert_logs_clean(&[]);
-}
-
-fn within() -> Duration {
-    scale::pick(WITHIN, WITHIN_FULL)
-}
-
 /// A script in a folder, on the host that has the mount.
 fn script(cluster: &Cluster, folder: &Path, text: &str) -> Command {
     let mut command = cluster.host("client").command("/bin/sh");
     command.args(["-ec", text]).current_dir(folder);
-    // A repository that belongs to another user is cloned all the same.
-    command
-        .env("GIT_CONFIG_COUNT", "1")
-        .env("GIT_CONFIG_KEY_0", "safe.directory")
-        .env("GIT_CONFIG_VALUE_0", "*")
-        .env("LC_ALL", "C.UTF-8");
+    command.env("LC_ALL", "C.UTF-8");
     command
 }
 

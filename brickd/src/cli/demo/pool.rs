@@ -6,17 +6,22 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
+use fuse_client::mounts;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::mount::{UnmountFlags, unmount};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
+use super::interruption::Interruption;
 use crate::daemon::DEFAULT_PORT;
 
 /// How long a process may take to come up or to end.
 const PROCESS_DEADLINE: Duration = Duration::from_secs(15);
-
+/// Between two looks whether a process has come up.
+const LOOK: Duration = Duration::from_millis(20);
+/// Where the volume is mounted, below the demo's folder.
+const MOUNT_POINT: &str = "mnt";
 /// What waits for the mount may go on waiting for this long after Ctrl-C.
 const HANG_GRACE: Duration = Duration::from_secs(3);
 
@@ -25,9 +30,10 @@ pub struct Pool {
     folder: PathBuf,
     network: u8,
     peers: [Option<Child>; 3],
-    mounted: bool,
+    /// The mount's client, once it was started.
+    client: Option<Child>,
     kept: bool,
-    interrupted: Arc<AtomicBool>,
+    interruption: Arc<Interruption>,
 }
 
 impl Pool {
@@ -38,19 +44,14 @@ impl Pool {
             Path::to_owned,
         );
         fs::create_dir(&folder).map_err(|error| format!("{}: {error}", folder.display()))?;
-        let interrupted = Arc::new(AtomicBool::new(false));
-        use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
-            signal_hook::flag::register(signal, Arc::clone(&interrupted))
-                .map_err(|error| error.to_string())?;
-        }
+        let interruption = Interruption::watch().map_err(|error| error.to_string())?;
         let mut pool = Pool {
             folder,
             network: 0,
             peers: [None, None, None],
-            mounted: false,
+            client: None,
             kept: false,
-            interrupted,
+            interruption,
         };
         pool.network = (1..=250)
             .find(|network| (0..3).all(|peer| is_free(&address(*network, peer))))
@@ -62,19 +63,17 @@ impl Pool {
 
     /// After Ctrl-C, whoever still waits for the mount gets errors: the demo must be able to end.
     fn watch_for_hangs(&self) {
-        let (interrupted, mount_point) = (Arc::clone(&self.interrupted), self.mount_point());
+        let (interruption, mount_point) = (Arc::clone(&self.interruption), self.mount_point());
         std::thread::spawn(move || {
-            while !interrupted.load(Ordering::Relaxed) {
-                std::thread::sleep(Duration::from_millis(100));
-            }
+            interruption.wait_for_it();
             std::thread::sleep(HANG_GRACE);
             let _ = unmount(mount_point, UnmountFlags::FORCE);
         });
     }
 
-    /// Set by Ctrl-C.
-    pub fn interrupted(&self) -> &AtomicBool {
-        &self.interrupted
+    /// Ctrl-C.
+    pub fn interruption(&self) -> &Interruption {
+        &self.interruption
     }
 
     /// Addresses of the peers.
@@ -84,7 +83,7 @@ impl Pool {
 
     /// Where the volume is mounted.
     pub fn mount_point(&self) -> PathBuf {
-        self.folder.join("mnt")
+        self.folder.join(MOUNT_POINT)
     }
 
     /// A peer's brick folder.
@@ -133,7 +132,7 @@ impl Pool {
             if began.elapsed() > PROCESS_DEADLINE {
                 return Err(format!("brickd on {host} does not answer"));
             }
-            self.wait(Duration::from_millis(20))?;
+            self.interruption.wait(LOOK)?;
         }
         Ok(())
     }
@@ -174,22 +173,32 @@ impl Pool {
         Err(format!("mortar {}: {}", args.join(" "), words.trim()))
     }
 
-    /// Mounts the volume.
+    /// Mounts the volume. The client stays a child of this process, which so knows when it has ended.
     pub fn mount(&mut self) -> Result<(), String> {
-        let output = Command::new(this_executable()?)
+        let log = self.folder.join("mount.log");
+        let words = self.folder.join("mount.words");
+        let stderr = File::create(&words).map_err(|error| error.to_string())?;
+        let client = Command::new(this_executable()?)
             .arg("mount")
             .arg(format!("{}:/v01", self.hosts().join(",")))
             .arg(self.mount_point())
-            .args([
-                "-o",
-                &format!("log-file={}", self.folder.join("mount.log").display()),
-            ])
-            .output()
-            .map_err(|error| error.to_string())?;
-        if !output.status.success() {
-            return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+            .args(["-o", &format!("foreground,log-file={}", log.display())])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(stderr)
+            .process_group(0)
+            .spawn()
+            .map_err(|error| format!("the mount could not be started: {error}"))?;
+        let client = self.client.insert(client);
+        let deadline = Instant::now() + PROCESS_DEADLINE;
+        let mount_point = self.folder.join(MOUNT_POINT);
+        while mounts::at(&mount_point).is_ok_and(|mount| mount.is_none()) {
+            if !matches!(client.try_wait(), Ok(None)) || Instant::now() > deadline {
+                let said = fs::read_to_string(&words).unwrap_or_default();
+                return Err(format!("the volume is not mounted: {}", said.trim()));
+            }
+            self.interruption.wait(LOOK)?;
         }
-        self.mounted = true;
         Ok(())
     }
 
@@ -222,18 +231,6 @@ impl Pool {
         let mut all = vec!["--json"];
         all.extend(args);
         serde_json::from_str(&self.mortar(&all)?).map_err(|error| error.to_string())
-    }
-
-    /// Sleeps, unless Ctrl-C was pressed.
-    pub fn wait(&self, time: Duration) -> Result<(), String> {
-        let until = Instant::now() + time;
-        while Instant::now() < until {
-            if self.interrupted.load(Ordering::Relaxed) {
-                return Err("interrupted".to_owned());
-            }
-            std::thread::sleep(Duration::from_millis(20).min(time));
-        }
-        Ok(())
     }
 
     /// Leaves everything running and says how to play with it.
@@ -291,28 +288,46 @@ impl Drop for Pool {
         if self.kept {
             return;
         }
-        if self.mounted {
+        let mount_point = self.mount_point();
+        if let Some(client) = &mut self.client {
             // By force: a writer that waits for bricks that are gone would keep this process.
             let flags = UnmountFlags::DETACH | UnmountFlags::FORCE;
-            let _ = unmount(self.mount_point(), flags);
+            let _ = unmount(mount_point, flags);
+            // Before the bricks: it tells them that its session is over.
+            terminate(client);
+            wait_for_end(client, Instant::now() + PROCESS_DEADLINE);
         }
+        self.peers.iter().flatten().for_each(terminate);
+        let deadline = Instant::now() + PROCESS_DEADLINE;
         for child in self.peers.iter_mut().flatten() {
-            if let Some(pid) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-                let _ = kill_process(pid, Signal::TERM);
-            }
-        }
-        let began = Instant::now();
-        for child in self.peers.iter_mut().flatten() {
-            while matches!(child.try_wait(), Ok(None)) {
-                if began.elapsed() > PROCESS_DEADLINE {
-                    let _ = child.kill();
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
+            wait_for_end(child, deadline);
         }
         if let Err(error) = fs::remove_dir_all(&self.folder) {
             eprintln!("{} could not be removed: {error}", self.folder.display());
         }
+    }
+}
+
+fn pid_of(child: &Child) -> Option<Pid> {
+    i32::try_from(child.id()).ok().and_then(Pid::from_raw)
+}
+
+fn terminate(child: &Child) {
+    if let Some(pid) = pid_of(child) {
+        let _ = kill_process(pid, Signal::TERM);
+    }
+}
+
+/// Waits for the end of a process, and kills it at the deadline.
+fn wait_for_end(child: &mut Child, deadline: Instant) {
+    if let Some(process) = pid_of(child).and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut ended = [PollFd::new(&process, PollFlags::IN)];
+        let _ = poll(&mut ended, Timespec::try_from(left).ok().as_ref());
+    }
+    if matches!(child.try_wait(), Ok(None)) {
+        let _ = child.kill();
+        let _ = child.wait();
     }
 }
 

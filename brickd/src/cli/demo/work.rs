@@ -3,10 +3,11 @@
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+use super::interruption::Interruption;
 
 /// The demo copies at most so many files.
 const FILES_MAX: u64 = 5_000;
@@ -37,24 +38,22 @@ pub fn source_tree() -> PathBuf {
 }
 
 /// Copies regular files, folders and symlinks; build output and version control are left out.
-pub fn copy_tree(from: &Path, to: &Path, interrupted: &AtomicBool) -> Result<Amount, String> {
+pub fn copy_tree(from: &Path, to: &Path, interruption: &Interruption) -> Result<Amount, String> {
     let mut amount = Amount::default();
-    copy_folder(from, to, interrupted, &mut amount)?;
+    copy_folder(from, to, interruption, &mut amount)?;
     Ok(amount)
 }
 
 fn copy_folder(
     from: &Path,
     to: &Path,
-    interrupted: &AtomicBool,
+    interruption: &Interruption,
     amount: &mut Amount,
 ) -> Result<(), String> {
     let failed = |path: &Path, error: std::io::Error| format!("{}: {error}", path.display());
     fs::create_dir(to).map_err(|error| failed(to, error))?;
     for entry in fs::read_dir(from).map_err(|error| failed(from, error))? {
-        if interrupted.load(Ordering::Relaxed) {
-            return Err("interrupted".to_owned());
-        }
+        interruption.check()?;
         let entry = entry.map_err(|error| failed(from, error))?;
         if matches!(entry.file_name().to_str(), Some("target" | ".git")) {
             continue;
@@ -62,7 +61,7 @@ fn copy_folder(
         let (source, copy) = (entry.path(), to.join(entry.file_name()));
         let kind = entry.file_type().map_err(|error| failed(&source, error))?;
         if kind.is_dir() {
-            copy_folder(&source, &copy, interrupted, amount)?;
+            copy_folder(&source, &copy, interruption, amount)?;
         } else if kind.is_symlink() {
             let target = fs::read_link(&source).map_err(|error| failed(&source, error))?;
             std::os::unix::fs::symlink(target, &copy).map_err(|error| failed(&copy, error))?;
@@ -75,7 +74,7 @@ fn copy_folder(
 }
 
 /// Reads every file of a tree to its end.
-pub fn read_tree(root: &Path, interrupted: &AtomicBool) -> Result<Amount, String> {
+pub fn read_tree(root: &Path, interruption: &Interruption) -> Result<Amount, String> {
     let mut amount = Amount::default();
     let mut folders = vec![root.to_owned()];
     let mut bytes = Vec::new();
@@ -84,9 +83,7 @@ pub fn read_tree(root: &Path, interrupted: &AtomicBool) -> Result<Amount, String
         for entry in fs::read_dir(&folder).map_err(failed)? {
             let entry = entry.map_err(failed)?;
             let kind = entry.file_type().map_err(failed)?;
-            if interrupted.load(Ordering::Relaxed) {
-                return Err("interrupted".to_owned());
-            }
+            interruption.check()?;
             if kind.is_dir() {
                 folders.push(entry.path());
             } else if kind.is_file() {
@@ -115,7 +112,8 @@ pub struct Stall {
 
 /// A thread that appends to a file and syncs it, in a loop.
 pub struct Meter {
-    stop: Arc<AtomicBool>,
+    /// Dropping it ends the thread.
+    go_on: Sender<()>,
     thread: JoinHandle<Stall>,
 }
 
@@ -127,27 +125,25 @@ impl Meter {
             .append(true)
             .open(path)
             .map_err(|error| format!("{}: {error}", path.display()))?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+        let (go_on, stopped) = channel();
         let thread = std::thread::spawn(move || {
             let mut stall = Stall::default();
-            while !stopped.load(Ordering::Relaxed) {
+            while stopped.recv_timeout(PACE) == Err(RecvTimeoutError::Timeout) {
                 let began = Instant::now();
                 match writeln!(file, "record {}", stall.records).and_then(|()| file.sync_data()) {
                     Ok(()) => stall.records += 1,
                     Err(_) => stall.errors += 1,
                 }
                 stall.longest = stall.longest.max(began.elapsed());
-                std::thread::sleep(PACE);
             }
             stall
         });
-        Ok(Meter { stop, thread })
+        Ok(Meter { go_on, thread })
     }
 
     /// Ends it; what it saw.
     pub fn stop(self) -> Result<Stall, String> {
-        self.stop.store(true, Ordering::Relaxed);
+        drop(self.go_on);
         self.thread
             .join()
             .map_err(|_| "the writer panicked".to_owned())

@@ -306,14 +306,9 @@ impl Replica {
         if role != Role::Backup || !of_mine || mine.primary != from.0 {
             return;
         }
-        for synced in synced
-            .iter()
-            .filter(|synced| synced.brick != self.setting.me.0)
-        {
-            self.absent.confirmed(BrickId(synced.brick), synced.number);
-            if synced.brick == from.0 {
-                self.absent.recorded(from, synced.number);
-            }
+        self.absent.heard(synced);
+        if let Some(own) = synced.iter().find(|synced| synced.brick == from.0) {
+            self.absent.recorded(from, own.number);
         }
     }
 

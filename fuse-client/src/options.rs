@@ -26,6 +26,7 @@ Mount options (-o), besides those of every file system (ro, noatime, nosuid, …
   use-readdirp=no               list folders without attributes
   log-level=LEVEL               error, warn, info, debug, trace [info]
   log-file=FILE                 [/var/log/mortar/MOUNTPOINT.log]
+  remount                       change ro, noatime, nosuid, nodev, noexec, sync, dirsync of a mount
 GlusterFS's other mount options are accepted and have no effect.";
 
 /// The command line, as mount(8) calls a helper: `mount.mortar SPEC DIR [-fnsv] [-o OPTIONS]`.
@@ -90,6 +91,15 @@ pub enum ListingAttributes {
     Never,
 }
 
+/// What is to be done at the mount point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Mount the volume.
+    Mount,
+    /// Give the mount that is there other flags of mount(2) (`remount`).
+    Remount,
+}
+
 /// One flag of mount(2) that an option sets or clears.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs)] // Named as the options are.
@@ -119,6 +129,8 @@ pub struct MountOptions {
     pub source: String,
     /// Where to mount.
     pub mount_point: PathBuf,
+    /// Whether to mount or to remount.
+    pub action: Action,
     /// Do not become a daemon.
     pub foreground: bool,
     /// Flags of mount(2).
@@ -157,6 +169,7 @@ impl MountOptions {
             subdir,
             source: line.spec.clone(),
             mount_point: line.mount_point.clone(),
+            action: Action::Mount,
             foreground: line.foreground,
             flags: Vec::new(),
             attribute_timeout: Duration::from_secs(1),
@@ -232,11 +245,7 @@ impl MountOptions {
                 };
             }
             "foreground" => self.foreground = true,
-            "remount" => {
-                return Err(Refused::Value(
-                    "a Mortar mount cannot be remounted; unmount it and mount it again".to_owned(),
-                ));
-            }
+            "remount" => self.action = Action::Remount,
             _ => return Err(Refused::Unknown),
         }
         Ok(())
@@ -280,7 +289,7 @@ enum Refused {
 fn is_silent(key: &str) -> bool {
     const SILENT: &str = "defaults auto noauto user nouser users owner group _netdev nofail \
         comment relatime norelatime strictatime nostrictatime lazytime nolazytime silent loud \
-        mand nomand iversion noiversion allow_other default_permissions acl noacl \
+        mand nomand iversion noiversion allow_other default_permissions user_id group_id acl noacl \
         fetch-attempts fopen-keep-cache gid-timeout background-qlen congestion-threshold \
         kernel-writeback-cache auto-invalidation reader-thread-count event-history selinux \
         resolve-gids process-name volume-name volfile-max-fetch-attempts inode-table-size \
@@ -423,6 +432,14 @@ mod tests {
         assert_eq!(options.log_level, "warn");
         assert_eq!(options.page_cache, PageCache::Bypassed);
         assert_eq!(options.port, 9);
+    }
+
+    #[test]
+    fn a_remount_is_read_as_mount_8_asks_for_it() {
+        let list = "ro,relatime,remount,user_id=0,group_id=0,default_permissions,allow_other";
+        let options = read(&["h:/v", "/mnt", "-o", list]).unwrap();
+        assert_eq!(options.action, Action::Remount);
+        assert_eq!(options.flags, [KernelFlag::ReadOnly]);
     }
 
     #[test]

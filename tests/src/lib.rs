@@ -11,5 +11,6 @@ pub mod scale;
 pub mod simulator;
 pub mod stall;
 pub mod tickets;
+pub mod tools;
 pub mod trees;
 pub mod users;

@@ -286,10 +286,7 @@ impl World {
         if self.copies[host].memory.incoming != Some(conn) {
             return;
         }
-        for synced in synced {
-            let absent = &self.copies[host].memory.absent;
-            absent.confirmed(BrickId(synced.brick), synced.number);
-        }
+        self.copies[host].memory.absent.heard(synced);
         let now = self.clock(host);
         let epoch = self.as_named_here(host, change.epoch);
         let Some(core) = self.copies[host].core.as_mut() else {

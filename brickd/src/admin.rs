@@ -12,6 +12,7 @@ pub mod options;
 mod peers;
 pub mod reach;
 mod replace;
+mod restart;
 mod serve;
 mod service;
 mod status;

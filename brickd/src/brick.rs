@@ -338,7 +338,8 @@ impl Store for Brick {
 
     fn check(&self) -> Result<(), BrickError> {
         self.inner.check_failed()?;
-        self.inner.check_place()
+        self.inner.check_place()?;
+        self.inner.check_writable()
     }
 
     fn stored_state(&self) -> StoredState {

@@ -10,6 +10,7 @@
 pub mod absent;
 pub mod answers;
 mod beacons;
+mod connections;
 pub mod core;
 pub mod follow;
 pub mod foresight;
@@ -43,6 +44,7 @@ use mortar_proto::registry::{Epoch, Limits};
 use tracing::{info, warn};
 
 use self::absent::Absent;
+use self::connections::Connections;
 use self::core::{Command, Core, Gone, Proposed, RegistryView, Role, Timing};
 use self::gate::Gate;
 use self::lanes::Lanes;
@@ -108,6 +110,7 @@ pub struct Replica {
     gate: Gate,
     pending: Pending,
     streams: Streams,
+    connections: Connections,
     absent: Absent,
     turns: Turns,
     lanes: Lanes,
@@ -165,6 +168,7 @@ impl Replica {
             streams: Streams::default(),
             absent: Absent::new(Arc::clone(&store), setting.me, &setting.folder),
             turns: Turns::default(),
+            connections: Connections::default(),
             lanes: Lanes::start(&setting.volume_name),
             tail: Tail::default(),
             follower: follow::Follower::default(),
@@ -240,6 +244,7 @@ impl Replica {
         self.event(|core, now| core.stop(now));
         self.streams.close_all();
         self.follower.shut();
+        self.connections.close_all();
     }
 
     /// The rest of an orderly stop, after [`Replica::halt`]: everything on disk.

@@ -5,6 +5,7 @@
 //!
 //! Needs root, `ip`, `iptables`, `nsenter`, `unshare` and `findmnt`.
 
+mod bad_disk;
 mod check;
 mod disk;
 mod docker;
@@ -25,6 +26,7 @@ use std::time::Duration;
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 
 pub use check::{Allowed, assert_bricks_equal, brick_differences};
+pub use disk::DiskTrouble;
 pub use docker::{Container, Docker, RunOptions};
 pub use host::{CLI_WITHIN, Host, PORT};
 pub use mount::Mount;

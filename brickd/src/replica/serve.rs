@@ -116,15 +116,13 @@ struct Asked<'a> {
 
 impl Replica {
     /// Serves a client's (or, reads only, a peer's) connection until it ends.
-    pub fn serve(
-        self: &Arc<Self>,
-        mut connection: TcpStream,
-        hello: &Hello,
-    ) -> Result<(), FrameError> {
+    pub fn serve(self: &Arc<Self>, connection: TcpStream, hello: &Hello) -> Result<(), FrameError> {
+        let served = self.connections.serve(connection);
+        let mut connection = served.socket();
         let from_peer = hello.role() == HelloRole::Peer;
         let mut output = Vec::new();
         let mut foresight = Foresight::default();
-        let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, connection.try_clone()?);
+        let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, connection);
         while !self.is_stopped() {
             let frame = frame::receive(&mut input)?;
             if frame.kind != Kind::Request {
@@ -308,7 +306,8 @@ impl Replica {
         output: &mut Vec<u8>,
     ) -> Result<data::Result, Unanswered> {
         let before = output.len();
-        if self.is_in_conflict(op, previous, asked.request.split_work()) {
+        let conflict = self.is_in_conflict(op, previous, asked.request.split_work());
+        if conflict.map_err(|failure| brick_failed(&failure))? {
             return Ok(plan::refused(FsError::Io));
         }
         match plan::read(op, &self.context(asked, previous, &Keys::none()), output) {

@@ -177,21 +177,25 @@ impl Replica {
 
     /// Whether an operation reads a file in conflict, or opens it once more: what the client's
     /// kernel has cached of it would be read without another request.
-    pub(super) fn is_in_conflict(&self, op: &Op, previous: Option<Gfid>, work: SplitWork) -> bool {
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(super) fn is_in_conflict(
+        &self,
+        op: &Op,
+        previous: Option<Gfid>,
+        work: SplitWork,
+    ) -> Result<bool, BrickError> {
         let gfid = match &op.op {
             Some(OpKind::Read(read)) => read.gfid.or(previous),
             Some(OpKind::Seek(seek)) => seek.gfid.or(previous),
             Some(OpKind::Getattr(get)) if get.for_open => get.gfid.or(previous),
             _ => None,
         };
-        work == SplitWork::SplitNone
-            && gfid.is_some_and(|gfid| {
-                let held = self.conflicts.holds(&*self.store, gfid);
-                held.unwrap_or_else(|failure| {
-                    tracing::warn!(%failure, "the folder of versions cannot be read");
-                    true
-                })
-            })
+        match gfid {
+            Some(gfid) if work == SplitWork::SplitNone => self.conflicts.holds(&*self.store, gfid),
+            _ => Ok(false),
+        }
     }
 
     /// What this copy changed while another was out, for who heals it.

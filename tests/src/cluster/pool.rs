@@ -59,6 +59,19 @@ impl Cluster {
         cluster
     }
 
+    /// The same, but only the bricks are on such disks; the third peer is a witness without one.
+    #[track_caller]
+    pub fn with_brick_disks(file_system: FileSystem) -> Self {
+        let peers = ["gfs01", "gfs02", "gfs03"];
+        let cluster = Cluster::new(&["gfs01", "gfs02", "gfs03", "client"]);
+        let specs: Vec<String> = peers[..2]
+            .iter()
+            .map(|peer| cluster.host(peer).brick_disk(file_system))
+            .collect();
+        cluster.found_on(&peers, &specs);
+        cluster
+    }
+
     /// gfs01 alone with one brick, and a host `client`.
     #[track_caller]
     pub fn one_host() -> Self {

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 use std::time::Duration;
 
@@ -35,6 +36,36 @@ fn two_mounts_see_each_others_changes() {
     wait_until(SEEN_WITHIN, "the other mount sees the unlink", || {
         !one.join("d/b").exists()
     });
+}
+
+/// A name may be believed for a second, but who opens by it gets what it means: not a file that
+/// another mount has removed or replaced and still has open. `SQLite` would play back a journal that
+/// was removed with its commit.
+#[test]
+fn a_file_that_has_lost_its_name_is_not_opened_by_it() {
+    let cluster = Cluster::two_hosts();
+    let (one, two) = (
+        cluster.mount("client", "gfs01:/v01", ""),
+        cluster.mount("client", "gfs02:/v01", ""),
+    );
+    for name in ["removed", "replaced"] {
+        fs::write(two.join(name), "old").unwrap();
+        let held = File::open(two.join(name)).unwrap();
+        // From here on the kernel believes that the name means this file.
+        assert_eq!(fs::metadata(one.join(name)).unwrap().len(), 3);
+        if name == "removed" {
+            fs::remove_file(two.join(name)).unwrap();
+            let gone = File::open(one.join(name)).map(drop).unwrap_err();
+            assert_eq!(gone.kind(), std::io::ErrorKind::NotFound);
+        } else {
+            fs::write(two.join("new"), "new!").unwrap();
+            fs::rename(two.join("new"), two.join(name)).unwrap();
+            assert_eq!(fs::read_to_string(one.join(name)).unwrap(), "new!");
+        }
+        // Whoever has it open may open it again.
+        let again = format!("/proc/self/fd/{}", held.as_raw_fd());
+        assert_eq!(fs::read_to_string(again).unwrap(), "old");
+    }
 }
 
 /// Close-to-open: what was written and closed is read whole by whoever opens afterwards, also when

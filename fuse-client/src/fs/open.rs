@@ -96,6 +96,14 @@ impl Fs {
             .inodes
             .learn(&object, answer.sent_at)
             .ok_or(FsError::Io)?;
+        if attrs.nlink == 0 && self.handles.of(gfid).is_empty() {
+            // The kernel came here by a name that it believed in and that is gone, though somebody
+            // still has the file open. ESTALE makes it look the name up anew: who opens by name
+            // gets what the name means now, never the journal that another mount has unlinked.
+            // (Opened again through /proc/self/fd, the file is open here.)
+            self.session.holdings().close(gfid);
+            return Err(FsError::Stale);
+        }
         let head = head_of(&answer, &attrs);
         Ok(self.opened(node, gfid, &attrs, flags, head))
     }

@@ -220,9 +220,11 @@ impl Replica {
         *lock(&self.limits) = limits;
     }
 
-    /// Another copy's peer cannot be reached; no proof of anything.
-    pub fn unreachable(self: &Arc<Self>, brick: BrickId) {
-        self.event(|core, now| core.unreachable(brick, now));
+    /// Another copy's peer cannot be reached; no proof of anything. The stream to it is broken and
+    /// opened again: its own thread tells the core when it is down and when it is up. Telling the
+    /// core here would have it wait for a stream that, being whole, never comes up again.
+    pub fn unreachable(&self, brick: BrickId) {
+        self.streams.shut(brick);
     }
 
     /// Another copy is gone for certain.

@@ -2,6 +2,7 @@
 //! tests of one subject share, and the simulator of the replication logic.
 
 pub mod cluster;
+pub mod faults;
 pub mod frames;
 pub mod outage;
 pub mod power;
@@ -9,6 +10,7 @@ pub mod report;
 pub mod requests;
 pub mod scale;
 pub mod simulator;
+pub mod sqlite;
 pub mod stall;
 pub mod tickets;
 pub mod tools;

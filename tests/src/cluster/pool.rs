@@ -72,6 +72,17 @@ impl Cluster {
         cluster
     }
 
+    /// gfs01, gfs02 and gfs03, a started volume of so many `copies` on the first of them, and
+    /// hosts of these names for clients.
+    #[track_caller]
+    pub fn three_peers_and(copies: usize, clients: &[&str]) -> Self {
+        let peers = ["gfs01", "gfs02", "gfs03"];
+        let hosts: Vec<&str> = peers.iter().chain(clients).copied().collect();
+        let cluster = Cluster::new(&hosts);
+        cluster.found(&peers, copies);
+        cluster
+    }
+
     /// gfs01 alone with one brick, and a host `client`.
     #[track_caller]
     pub fn one_host() -> Self {
@@ -300,7 +311,7 @@ impl Host {
     }
 
     /// Whether every copy is in the epoch with the incarnation that runs, or why not.
-    fn in_sync(&self, volume: &str) -> Result<(), String> {
+    pub fn in_sync(&self, volume: &str) -> Result<(), String> {
         let view = self.view()?;
         let known = view
             .volumes

@@ -293,14 +293,13 @@ impl World {
         }
     }
 
+    /// Nothing, but that the streams broke. They say so themselves.
     fn on_refused(&mut self, host: HostNo, other: HostNo) {
         let brick = World::brick(other);
         if self.bug == Bug::RefusedIsDead {
             self.with_core(host, |core, now| {
                 core.gone(brick, None, Gone::ProcessDied, now)
             });
-        } else {
-            self.with_core(host, |core, now| core.unreachable(brick, now));
         }
     }
 

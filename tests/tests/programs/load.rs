@@ -5,22 +5,27 @@ use tests::scale;
 use super::{Bricks, end, mounted, work};
 
 /// stress-ng's stressors of the class "filesystem" that pass on ext4 and ask nothing of a disk
-/// that only a local one has.
-const STRESSORS: [&str; 36] = [
+/// that only a local one has; CI runs the first of them.
+const STRESSORS: [&str; 35] = [
     "access",
-    "chmod",
-    "chown",
     "copy-file",
     "dentry",
+    "fallocate",
+    "fcntl",
+    "flock",
+    "fpunch",
+    "link",
+    "lockf",
+    "rename",
+    "utime",
+    "xattr",
+    "chmod",
+    "chown",
     "dir",
     "dirdeep",
     "dirmany",
     "dup",
-    "fallocate",
-    "fcntl",
     "filename",
-    "flock",
-    "fpunch",
     "fsize",
     "fstat",
     "getdent",
@@ -29,21 +34,16 @@ const STRESSORS: [&str; 36] = [
     "io",
     "iomix",
     "lease",
-    "link",
     "locka",
-    "lockf",
     "lockofd",
     "mknod",
     "open",
-    "rename",
-    "seek",
     "symlink",
     "sync-file",
     "touch",
-    "utime",
     "verity",
-    "xattr",
 ];
+const STRESSORS_OF_CI: usize = 12;
 
 /// Every block that fio wrote is read back and its checksum compared.
 fn fio_verifies(bricks: Bricks) {
@@ -102,7 +102,8 @@ fn dbench_with_four_clients_and_a_lost_brick() {
 fn stress(bricks: Bricks) {
     let (operations, seconds) = scale::pick((30, 2), (2_000, 20));
     let (cluster, mount) = mounted();
-    let half = STRESSORS.len() / 2;
+    let stressors = &STRESSORS[..scale::pick(STRESSORS_OF_CI, STRESSORS.len())];
+    let (first, second) = stressors.split_at(stressors.len() / 2);
     let run = |stressors: &[&str]| {
         let each = stressors.iter().map(|name| {
             format!(
@@ -111,11 +112,7 @@ fn stress(bricks: Bricks) {
         });
         each.collect::<Vec<_>>().join("; ")
     };
-    let text = format!(
-        "{}; : >\"$MIDDLE\"; {}",
-        run(&STRESSORS[..half]),
-        run(&STRESSORS[half..])
-    );
+    let text = format!("{}; : >\"$MIDDLE\"; {}", run(first), run(second));
     work(&cluster, &mount, bricks, &text);
     end(&cluster, mount);
 }

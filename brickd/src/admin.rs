@@ -7,6 +7,7 @@
 //! reached by the pool's own network alone.
 
 pub mod bricks;
+mod check;
 mod heal;
 pub mod options;
 mod peers;

@@ -7,6 +7,7 @@
 //! its object without a walk. Times and counters are ahead of the disk in memory (`hot`).
 
 mod apply;
+mod check;
 mod durable;
 mod handle;
 mod hot;

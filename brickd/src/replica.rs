@@ -37,7 +37,7 @@ use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use mortar_common::{BrickId, Incarnation, Signal, VolumeId};
+use mortar_common::{BrickId, Gfid, Incarnation, Signal, VolumeId};
 use mortar_proto::data::{self, CopySynced, EpochRef, Goodbye, Hello, link_message};
 use mortar_proto::frame::FrameError;
 use mortar_proto::registry::{Epoch, Limits};
@@ -208,6 +208,18 @@ impl Replica {
     /// The brick below.
     pub fn store(&self) -> &Arc<dyn HealSource> {
         &self.store
+    }
+
+    /// Whether somebody has an object open, or may have: sessions tell a new primary at first.
+    pub fn is_open(&self, gfid: Gfid) -> bool {
+        self.lock_memory().is_open(gfid)
+    }
+
+    /// The highest change number known, and up to which all copies in sync are known to have applied
+    /// them.
+    pub fn progress(&self) -> (u64, u64) {
+        let core = self.lock_core();
+        (core.last_number(), core.complete())
     }
 
     /// The registry's applied state changed.

@@ -9,9 +9,9 @@ use mortar_proto::WIRE_VERSION;
 use mortar_proto::control::pool_server::{Pool, PoolServer};
 use mortar_proto::control::raft_server::{Raft, RaftServer};
 use mortar_proto::control::{
-    BarrierReply, Done, Empty, Identity, JoinReply, JoinRequest, LeaveRequest, LocalBricksReply,
-    PrepareBrickReply, PrepareBrickRequest, RaftMessage, RegistryStatusReply, VolumeHealReply,
-    VolumeHealRequest, VolumeName, WatchViewRequest,
+    BarrierReply, CheckPage, CheckRequest, Done, Empty, Identity, JoinReply, JoinRequest,
+    LeaveRequest, LocalBricksReply, PrepareBrickReply, PrepareBrickRequest, RaftMessage,
+    RegistryStatusReply, VolumeHealReply, VolumeHealRequest, VolumeName, WatchViewRequest,
 };
 use mortar_proto::registry::{Command, Outcome, View};
 use tokio::time::Instant;
@@ -262,6 +262,14 @@ impl Pool for RegistryService {
     ) -> Result<Response<VolumeHealReply>, Status> {
         let request = request.into_inner();
         self.ask_bricks(move |bricks| bricks.heal(&request)).await
+    }
+
+    async fn local_check(
+        &self,
+        request: Request<CheckRequest>,
+    ) -> Result<Response<CheckPage>, Status> {
+        let request = request.into_inner();
+        self.ask_bricks(move |bricks| bricks.check(&request)).await
     }
 
     async fn identify(&self, _request: Request<Empty>) -> Result<Response<Identity>, Status> {

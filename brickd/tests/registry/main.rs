@@ -12,7 +12,8 @@ use brickd::host::LocalBricks;
 use brickd::registry::{Invited, Registry, RegistryConfig, RegistryError, Timing, services};
 use mortar_proto::control::pool_client::PoolClient;
 use mortar_proto::control::{
-    BrickState, PrepareBrickReply, PrepareBrickRequest, VolumeHealReply, VolumeHealRequest,
+    BrickState, CheckPage, CheckRequest, PrepareBrickReply, PrepareBrickRequest, VolumeHealReply,
+    VolumeHealRequest,
 };
 use mortar_proto::registry::{
     Brick, Command, CreateVolume, ReplicaSet, SetOptions, Volume, command::What,
@@ -39,6 +40,9 @@ impl LocalBricks for NoBricks {
     }
     fn heal(&self, _request: &VolumeHealRequest) -> VolumeHealReply {
         VolumeHealReply::default()
+    }
+    fn check(&self, _request: &CheckRequest) -> CheckPage {
+        CheckPage::default()
     }
 }
 

@@ -231,11 +231,21 @@ impl Cluster {
     }
 
     /// Waits until the copies of [`VOLUME`] on gfs01 and gfs02 are healed, and asserts that the
-    /// two folders are equal.
+    /// two folders are equal and that `volume check` finds nothing.
     #[track_caller]
     pub fn assert_healed_and_equal(&self) {
         self.wait_healed(VOLUME);
         super::assert_bricks_equal(&self.brick("gfs01"), &self.brick("gfs02"));
+        self.assert_check_finds_nothing(VOLUME);
+    }
+
+    /// Asserts that `volume check` finds nothing: unequal copies, orphans, wrong link counts,
+    /// leftovers.
+    #[track_caller]
+    pub fn assert_check_finds_nothing(&self, volume: &str) {
+        self.any_peer()
+            .mortar(&format!("volume check {volume}"))
+            .ok();
     }
 
     #[track_caller]

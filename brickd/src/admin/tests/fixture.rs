@@ -11,9 +11,10 @@ use mortar_common::PeerId;
 use mortar_common::ids::random_id;
 use mortar_proto::control::pool_server::{Pool as PoolService, PoolServer};
 use mortar_proto::control::{
-    BarrierReply, BrickHeal, BrickState, CopyRole, Done, Empty, Identity, JoinReply, JoinRequest,
-    LeaveRequest, LocalBricksReply, PrepareBrickReply, PrepareBrickRequest, PrepareStep,
-    RegistryStatusReply, VolumeHealReply, VolumeHealRequest, VolumeName, WatchViewRequest,
+    BarrierReply, BrickHeal, BrickState, CheckPage, CheckRequest, CopyRole, Done, Empty, Identity,
+    JoinReply, JoinRequest, LeaveRequest, LocalBricksReply, PrepareBrickReply, PrepareBrickRequest,
+    PrepareStep, RegistryStatusReply, VolumeHealReply, VolumeHealRequest, VolumeName,
+    WatchViewRequest,
 };
 use mortar_proto::registry::command::What;
 use mortar_proto::registry::{
@@ -476,6 +477,10 @@ impl LocalBricks for FakeBricks {
             bricks,
         }
     }
+
+    fn check(&self, _request: &CheckRequest) -> CheckPage {
+        CheckPage::default()
+    }
 }
 
 /// The port of another peer.
@@ -514,6 +519,9 @@ impl PoolService for FakePeer {
         request: Request<PrepareBrickRequest>,
     ) -> Answer<PrepareBrickReply> {
         Ok(Response::new(self.bricks.prepare(&request.into_inner())))
+    }
+    async fn local_check(&self, request: Request<CheckRequest>) -> Answer<CheckPage> {
+        Ok(Response::new(self.bricks.check(&request.into_inner())))
     }
     async fn local_heal(&self, request: Request<VolumeHealRequest>) -> Answer<VolumeHealReply> {
         Ok(Response::new(self.bricks.heal(&request.into_inner())))

@@ -125,10 +125,14 @@ pub fn judge(entries: &[Entry], rules: &Rules) -> Verdict {
 }
 
 impl Rules {
+    fn believes(&self, client: ClientId) -> Duration {
+        let believes = self.believes_names.get(usize::from(client.0));
+        believes.copied().unwrap_or_default()
+    }
+
     /// How old what `client` knows of names may be at that time.
     fn staleness(&self, client: ClientId, at: Time) -> Duration {
-        let believes = self.believes_names.get(usize::from(client.0));
-        let believes = believes.copied().unwrap_or_default();
+        let believes = self.believes(client);
         if believes.is_zero() {
             return believes;
         }

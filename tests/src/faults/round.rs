@@ -135,9 +135,12 @@ impl Rig {
     /// When nothing changes any more: everything is read, and the bricks are compared.
     fn rest(&self, history: &Arc<History>, folder: &str) -> Vec<Violation> {
         self.cluster.lives_on();
+        let since = Instant::now();
         if let Err(why) = self.healed() {
             return vec![broken(why)];
         }
+        // Nothing that a mount believed while things changed is believed any more.
+        std::thread::sleep(BELIEVES.saturating_sub(since.elapsed()));
         work::read_all(&self.clients, history, folder);
         let bricks = self.bricks();
         let first = &bricks[0];

@@ -8,13 +8,18 @@ mod sections;
 
 use std::fs;
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Barrier};
 use std::thread::JoinHandle;
+
+use rustix::thread::UnshareFlags;
 
 use super::history::{Answer, ClientId, History, Token};
 use super::seats::{Client, Root, Seat};
 use crate::simulator::Random;
+
+/// Programs of each client.
+const PROGRAMS: usize = 5;
 
 /// One kind of work.
 trait Program: Send {
@@ -47,11 +52,14 @@ impl Works {
             folder: folder.to_owned(),
             stop: Arc::clone(&stop),
         };
+        // A program that is started closes what it inherits, and closing a file waits for the mount
+        // that a fault has stopped: the nemesis, which starts brickds, must not have such files.
+        let apart = Arc::new(Barrier::new(clients.len() * PROGRAMS + 1));
         let first = clients[0].root().expect("a mount");
         prepare(&seat(&clients[0], random), &first.path.join(folder));
         let mut threads = Vec::new();
         for client in clients {
-            let programs: Vec<Box<dyn Program>> = vec![
+            let programs: [Box<dyn Program>; PROGRAMS] = [
                 Box::new(names::Names::default()),
                 Box::new(cells::Cells::default()),
                 Box::new(journal::Journal::default()),
@@ -60,7 +68,10 @@ impl Works {
             ];
             for mut program in programs {
                 let mut seat = seat(client, random);
+                let apart = Arc::clone(&apart);
                 threads.push(std::thread::spawn(move || {
+                    keep_descriptors_apart();
+                    apart.wait();
                     while let Some(root) = seat.root() {
                         program.step(&mut seat, &root);
                         seat.pace();
@@ -68,6 +79,7 @@ impl Works {
                 }));
             }
         }
+        apart.wait();
         Works { stop, threads }
     }
 
@@ -87,6 +99,17 @@ impl Works {
             thread.join().expect("a program that does not panic");
         }
     }
+}
+
+/// From here on the calling thread has a table of descriptors of its own.
+///
+/// # Panics
+/// When the kernel refuses.
+fn keep_descriptors_apart() {
+    // SAFETY: nothing that this thread uses of the old table is closed by another thread: the
+    // programs open what they use themselves, afterwards.
+    let apart = unsafe { rustix::thread::unshare_unsafe(UnshareFlags::FILES) };
+    apart.expect("a table of descriptors of its own");
 }
 
 fn prepare(seat: &Seat, folder: &Path) {

@@ -69,6 +69,8 @@ struct Step<'a> {
     /// None if it is not known whether it was done.
     ret: Option<Time>,
     changes: Changes,
+    /// How long its client believes names.
+    believes: Duration,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -119,6 +121,7 @@ impl<'a> Search<'a> {
                 call,
                 ret,
                 changes,
+                believes: rules.believes(entry.client),
             });
         }
         Search {
@@ -174,6 +177,7 @@ impl<'a> Search<'a> {
                 for other in under_way {
                     if self.steps[*other].changes == Changes::Yes {
                         open.extend(self.with(&one, *other, under_way));
+                        open.extend(self.with_nothing_done(&one, *other, under_way));
                     }
                 }
             }
@@ -202,6 +206,31 @@ impl<'a> Search<'a> {
     }
 
     fn with(&self, one: &Possible, at: usize, under_way: &[usize]) -> Option<Possible> {
+        let contains = self.containing(one, at, under_way)?;
+        let state = self.apply(&one.state, &self.steps[at])?;
+        Some(Possible { state, contains })
+    }
+
+    /// A rename does nothing if both names are of the same file. The kernel itself finds that, with
+    /// an old name that it believes in though the file was moved to the new one by somebody else.
+    fn with_nothing_done(
+        &self,
+        one: &Possible,
+        at: usize,
+        under_way: &[usize],
+    ) -> Option<Possible> {
+        let step = &self.steps[at];
+        let Op::Move(_, to) = step.entry.op else {
+            return None;
+        };
+        let may_be = !step.believes.is_zero() && one.state.contains_key(&to.index);
+        let contains = self.containing(one, at, under_way).filter(|_| may_be)?;
+        let state = one.state.clone();
+        Some(Possible { state, contains })
+    }
+
+    /// What is contained with the step `at` besides, unless that is so or it has to wait.
+    fn containing(&self, one: &Possible, at: usize, under_way: &[usize]) -> Option<Vec<usize>> {
         let place = one.contains.binary_search(&at).err()?;
         let step = &self.steps[at];
         let waits = under_way.iter().any(|other| {
@@ -211,10 +240,9 @@ impl<'a> Search<'a> {
         if waits {
             return None;
         }
-        let state = self.apply(&one.state, step)?;
         let mut contains = one.contains.clone();
         contains.insert(place, at);
-        Some(Possible { state, contains })
+        Some(contains)
     }
 
     /// The state after the step, if its answer fits.

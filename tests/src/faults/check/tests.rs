@@ -183,6 +183,17 @@ fn a_name_is_believed_for_its_time_and_no_longer() {
 }
 
 #[test]
+fn a_believed_name_that_was_moved_already_is_moved_to_where_it_is() {
+    let mut told = Told::default();
+    told.was(0, (1, 2), Op::Put(A, Token(1)), Answer::Done)
+        .was(1, (3, 4), Op::Move(A, B), Answer::Done)
+        .was(0, (5, 6), Op::Move(A, B), Answer::Done)
+        .was(0, (7, 8), Op::Look(B), Answer::Token(Token(1)));
+    told.holds(&believing());
+    told.lies(&strict(), NO_ORDER);
+}
+
+#[test]
 fn two_that_made_the_same_name_and_one_that_overtook_itself() {
     let mut twice = Told::default();
     twice

@@ -30,6 +30,7 @@ pub mod space;
 pub mod split;
 pub mod streams;
 pub mod timers;
+pub mod times;
 
 use std::collections::HashMap;
 use std::net::TcpStream;
@@ -54,6 +55,7 @@ use self::recover::Tail;
 use self::serve::Turns;
 use self::split::Conflicts;
 use self::streams::Streams;
+use self::times::SetTime;
 use crate::brick::HealSource;
 use crate::link::Stop;
 
@@ -118,8 +120,7 @@ pub struct Replica {
     follower: follow::Follower,
     healing: healing::Healing,
     conflicts: Conflicts,
-    /// Last time given to a change, ns since 1970.
-    last_time_ns: Mutex<i128>,
+    times: Mutex<SetTime>,
     /// Id of the last query that each copy has answered.
     answered_queries: Mutex<HashMap<BrickId, u64>>,
     /// Newest epoch handed to the disk; stores are made one at a time and never go back.
@@ -174,7 +175,7 @@ impl Replica {
             follower: follow::Follower::default(),
             healing: healing::Healing::default(),
             conflicts: Conflicts::default(),
-            last_time_ns: Mutex::new(0),
+            times: Mutex::default(),
             answered_queries: Mutex::default(),
             stored_epoch: Mutex::new(stored.epoch.as_ref().map_or(0, |epoch| epoch.number)),
             free_bytes: space::FreeBytes::default(),
@@ -543,25 +544,12 @@ impl Replica {
     fn next_time(&self) -> data::Time {
         let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
         let now_ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
-        let mut last = self
-            .last_time_ns
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *last = now_ns.max(*last + 1);
-        data::Time {
-            secs: last.div_euclid(1_000_000_000) as i64,
-            nanos: last.rem_euclid(1_000_000_000) as u32,
-        }
+        lock(&self.times).next(now_ns)
     }
 
     /// A copy saw a change of this time: the next one here is later.
     fn saw_time(&self, time: data::Time) {
-        let seen_ns = i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
-        let mut last = self
-            .last_time_ns
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *last = seen_ns.max(*last);
+        lock(&self.times).saw(time);
     }
 }
 

@@ -149,8 +149,11 @@ impl Session {
             greeted: AtomicBool::new(false),
         });
         let waiting = Waiting::until(Instant::now() + FIRST_SERVICE_WAIT);
-        match session.introduce(&session.life(), &waiting) {
-            Ok(()) => session.has_opened()?,
+        match session.introduce(&waiting) {
+            Ok(life) => {
+                session.begin(life);
+                session.has_opened()?;
+            }
             Err(problem) if session.greeted.load(Ordering::Acquire) => {
                 tracing::warn!("no brick may serve yet: whoever uses the mount waits ({problem})");
                 let weak = Arc::downgrade(&session);
@@ -216,14 +219,22 @@ impl Session {
         let mut tries = Tries::default();
         loop {
             address(&mut request, &life, slot.as_ref());
-            match self.until_judged(&life, &request, call.payload, &mut tries, waiting) {
+            let mut hunt = Hunt::default();
+            let judged = self.until_judged(
+                &life,
+                &mut request,
+                call.payload,
+                (&mut tries, &mut hunt),
+                waiting,
+            );
+            match judged {
                 Ok(Judged::Answer(answer)) => {
                     if let Some(slot) = slot {
                         slot.answered();
                     }
                     return Ok(answer);
                 }
-                Ok(Judged::Fenced) => {
+                Ok(Judged::Fenced | Judged::NotOpened) => {
                     drop(slot);
                     self.renew(&life, waiting)?;
                     if tries.unanswered && call.effect == Effect::Once {
@@ -268,21 +279,20 @@ impl Session {
     fn until_judged(
         &self,
         life: &Life,
-        request: &Request,
+        request: &mut Request,
         payload: &[u8],
-        tries: &mut Tries,
+        (tries, hunt): (&mut Tries, &mut Hunt),
         waiting: &Waiting,
     ) -> Result<Judged, FsError> {
-        let mut hunt = Hunt::default();
         loop {
             self.may_go_on(waiting)?;
             let Some(volume) = self.volume()? else {
-                self.route.pause(&mut hunt);
+                self.route.pause(hunt);
                 continue;
             };
             let version = self.route.version();
-            let Some(brick) = self.route.choose(&volume, &mut hunt) else {
-                self.route.pause(&mut hunt);
+            let Some(brick) = self.route.choose(&volume, hunt) else {
+                self.route.pause(hunt);
                 continue;
             };
             let sent_at = Instant::now();
@@ -303,7 +313,7 @@ impl Session {
                     ReplyStatus::ReplyNotPrimary | ReplyStatus::ReplyNotReady => {
                         tries.unanswered = true;
                         self.greeted.store(true, Ordering::Release);
-                        self.not_here(&brick, &reply, &mut hunt);
+                        self.not_here(&brick, &reply, hunt);
                         waiting.note(hunt.problem());
                     }
                     ReplyStatus::ReplyFenced => return Ok(Judged::Fenced),
@@ -320,36 +330,48 @@ impl Session {
                     }
                     hunt.failed(brick.brick, lost.to_string());
                     waiting.note(hunt.problem());
+                    if request.again && opens_session(request) {
+                        return Ok(Judged::NotOpened);
+                    }
                 }
             }
         }
     }
 
     /// One attempt: over an idle connection if there is one, and at once over a new one if that
-    /// turns out to be dead.
+    /// turns out to be dead. Once it was sent, every further attempt says so: what was sent over a
+    /// connection that is given up may still arrive.
     fn exchange(
         &self,
         volume: &VolumeView,
         brick: &BrickAddress,
         life: &Life,
-        request: &Request,
+        request: &mut Request,
         payload: &[u8],
         stay: &dyn Fn() -> bool,
     ) -> Result<(Reply, Bytes), Lost> {
         let give_up = || !stay();
         while let Some(mut idle) = self.take_idle(brick, life.id()) {
-            match idle.connection.exchange(request, &[payload], &give_up) {
+            let outcome = idle.connection.exchange(request, &[payload], &give_up);
+            request.again = true;
+            match outcome {
                 Ok(answer) => {
                     self.keep_idle(idle);
                     return Ok(answer);
                 }
                 Err(lost @ Lost::GivenUp { .. }) => return Err(lost),
+                Err(lost) if opens_session(request) => {
+                    self.drop_idle(brick);
+                    return Err(lost);
+                }
                 // The brick went away while the connection lay idle, and with it all of its like.
                 Err(_) => self.drop_idle(brick),
             }
         }
         let mut connection = self.connect(volume, brick, life.id(), &give_up)?;
-        let answer = connection.exchange(request, &[payload], &give_up)?;
+        let outcome = connection.exchange(request, &[payload], &give_up);
+        request.again = true;
+        let answer = outcome?;
         self.keep_idle(Idle {
             connection,
             brick: brick.clone(),
@@ -364,9 +386,29 @@ impl Session {
         hunt.failed(brick.brick, format!("{brick}: {}", reply.reason));
     }
 
-    /// Opens the session `life` and takes again what the last one held.
-    fn introduce(&self, life: &Arc<Life>, waiting: &Waiting) -> Result<(), String> {
-        let opened = self.introduce_with(life, vec![session_open(&self.mounted)], waiting)?;
+    /// Opens a session and takes again what the last one held.
+    ///
+    /// What opens a session is sent once under its id. If it is lost, another id is tried: should it
+    /// arrive after all, even when every brick that knew the session was started again, it must not
+    /// bring back a session whose results and locks nobody remembers.
+    fn introduce(&self, waiting: &Waiting) -> Result<Arc<Life>, String> {
+        let mut hunt = Hunt::default();
+        loop {
+            let life = Arc::new(Life::new());
+            let open = vec![session_open(&self.mounted)];
+            if let Some(opened) = self.introduce_with(&life, open, &mut hunt, waiting)? {
+                self.take_again(&life, &opened, waiting)?;
+                return Ok(life);
+            }
+        }
+    }
+
+    fn take_again(
+        &self,
+        life: &Arc<Life>,
+        opened: &[OpResult],
+        waiting: &Waiting,
+    ) -> Result<(), String> {
         if let Some(errno) = opened
             .last()
             .map(|result| result.errno)
@@ -380,19 +422,23 @@ impl Session {
         for mut ops in self.holdings.reopen_in_pieces() {
             while !ops.is_empty() {
                 // An object that is gone meanwhile ends the request; the rest is sent again.
-                let results = self.introduce_with(life, ops.clone(), waiting)?;
+                let mut hunt = Hunt::default();
+                let results = self.introduce_with(life, ops.clone(), &mut hunt, waiting)?;
+                let results = results.unwrap_or_default();
                 ops.drain(..results.len().clamp(1, ops.len()));
             }
         }
         Ok(())
     }
 
+    /// `None`: what opens the session was sent and lost.
     fn introduce_with(
         &self,
         life: &Arc<Life>,
         ops: Vec<Op>,
+        hunt: &mut Hunt,
         waiting: &Waiting,
-    ) -> Result<Vec<OpResult>, String> {
+    ) -> Result<Option<Vec<OpResult>>, String> {
         let slot = life
             .take_slot(|| self.may_go_on(waiting))
             .map_err(|e| e.to_string())?;
@@ -402,11 +448,13 @@ impl Session {
             ..Default::default()
         };
         address(&mut request, life, Some(&slot));
-        match self.until_judged(life, &request, &[], &mut Tries::default(), waiting) {
+        let mut tries = Tries::default();
+        match self.until_judged(life, &mut request, &[], (&mut tries, hunt), waiting) {
             Ok(Judged::Answer(answer)) => {
                 slot.answered();
-                Ok(answer.results)
+                Ok(Some(answer.results))
             }
+            Ok(Judged::NotOpened) => Ok(None),
             Ok(Judged::Fenced) => Err("the new session was refused".to_owned()),
             Err(error) => Err(waiting.problem().unwrap_or_else(|| error.to_string())),
         }
@@ -418,14 +466,13 @@ impl Session {
         if self.life().id() != old.id() {
             return Ok(());
         }
-        let life = Arc::new(Life::new());
         let lost_locks = self.holdings.lose_locks();
-        self.say_renewal(old, &life, lost_locks);
-        self.introduce(&life, waiting).map_err(|problem| {
+        let life = self.introduce(waiting).map_err(|problem| {
             tracing::debug!("no new session: {problem}");
             FsError::NotConnected
         })?;
-        *self.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
+        self.say_renewal(old, &life, lost_locks);
+        self.begin(life);
         self.idle
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
@@ -448,6 +495,10 @@ impl Session {
                  files they were held on answer EIO until they are closed"
             );
         }
+    }
+
+    fn begin(&self, life: Arc<Life>) {
+        *self.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
     }
 
     fn life(&self) -> Arc<Life> {
@@ -488,11 +539,9 @@ fn open_later(weak: &Weak<Session>) {
             return;
         };
         let waiting = Waiting::until(Instant::now() + OPEN_AGAIN);
-        // A new life each time: what became of the last one's first request is not known.
-        let life = Arc::new(Life::new());
-        match session.introduce(&life, &waiting) {
-            Ok(()) => {
-                *session.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
+        match session.introduce(&waiting) {
+            Ok(life) => {
+                session.begin(life);
                 match session.has_opened() {
                     Ok(()) => tracing::info!("a brick serves: whoever waited for it goes on"),
                     Err(problem) => tracing::error!("{problem}"),
@@ -507,6 +556,8 @@ fn open_later(weak: &Weak<Session>) {
 enum Judged {
     Answer(Answer),
     Fenced,
+    /// What was to open the session was sent, and nobody said what became of it.
+    NotOpened,
 }
 
 /// What has become of a request so far in this life of the session.
@@ -530,6 +581,7 @@ fn take_slot(
 fn address(request: &mut Request, life: &Life, slot: Option<&SlotGuard>) {
     request.session = life.id();
     request.epoch = None::<EpochRef>;
+    request.again = false;
     (request.slot, request.seq) = slot.map_or((0, 0), SlotGuard::number);
 }
 
@@ -543,6 +595,12 @@ fn session_open(mounted: &Mounted) -> Op {
     Op {
         op: Some(op::Op::SessionOpen(open)),
     }
+}
+
+fn opens_session(request: &Request) -> bool {
+    use mortar_proto::data::op;
+    let first = request.ops.first().and_then(|op| op.op.as_ref());
+    matches!(first, Some(op::Op::SessionOpen(_)))
 }
 
 fn session_close() -> Op {

@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod faults;
 pub mod frames;
+pub mod mapping;
 pub mod outage;
 pub mod power;
 pub mod report;

@@ -4,6 +4,8 @@
 pub mod cluster;
 pub mod faults;
 pub mod frames;
+pub mod mapping;
+pub mod model;
 pub mod outage;
 pub mod power;
 pub mod report;

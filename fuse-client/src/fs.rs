@@ -38,9 +38,9 @@ use notes::Notes;
 pub use attr::{AttrChange, TimeChange};
 pub use dir::{Detail, DirSink, Listed, Room};
 pub use file::WriteHow;
-pub use lock::{LockAnswer, LockAsk, LockRange};
+pub use lock::{Interrupt, LockAnswer, LockAsk, LockRange, LockWait};
 pub use make::NewNode;
-pub use open::{KernelAttributes, Opened, PageUse};
+pub use open::{KernelAttributes, OpenHow, Opened, PageUse};
 pub use remove::RenameHow;
 pub use xattr::XattrAnswer;
 
@@ -210,6 +210,28 @@ impl Fs {
     /// A new object's gfid: in the slot of its name.
     fn new_gfid(&self, parent: Gfid, name: &[u8]) -> Gfid {
         self.gfids.make(name_slot(parent, name))
+    }
+}
+
+/// Whether a change clears setuid, setgid and capabilities.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum KillSetId {
+    /// The kernel says that it does.
+    Yes,
+    /// The kernel says that it does not.
+    No,
+    /// The kernel does not say: who asks decides.
+    #[default]
+    NotTold,
+}
+
+impl KillSetId {
+    fn judged(self, guess: impl FnOnce() -> bool) -> bool {
+        match self {
+            KillSetId::Yes => true,
+            KillSetId::No => false,
+            KillSetId::NotTold => guess(),
+        }
     }
 }
 

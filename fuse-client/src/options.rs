@@ -24,6 +24,9 @@ Mount options (-o), besides those of every file system (ro, noatime, nosuid, …
   inode-limit=N                 inodes the kernel may know [500000]
   direct-io-mode=enable         bypass the kernel's page cache
   use-readdirp=no               list folders without attributes
+  fuse-loop=own|fuser           who talks to the kernel: Mortar's own loop, or the
+                                library fuser; one and the same on all mounts of a
+                                volume, or flock locks do not hold between them [own]
   log-level=LEVEL               error, warn, info, debug, trace [info]
   log-file=FILE                 [/var/log/mortar/MOUNTPOINT.log]
   remount                       change ro, noatime, nosuid, nodev, noexec, sync, dirsync of a mount
@@ -100,6 +103,15 @@ pub enum Action {
     Remount,
 }
 
+/// Who talks to the kernel's FUSE.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FuseLoop {
+    /// Our own loop (`fuse-loop=own`).
+    Own,
+    /// The library (`fuse-loop=fuser`).
+    Fuser,
+}
+
 /// One flag of mount(2) that an option sets or clears.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs)] // Named as the options are.
@@ -153,6 +165,8 @@ pub struct MountOptions {
     pub page_cache: PageCache,
     /// `use-readdirp`.
     pub listing: ListingAttributes,
+    /// `fuse-loop`.
+    pub fuse_loop: FuseLoop,
 }
 
 impl MountOptions {
@@ -181,6 +195,7 @@ impl MountOptions {
             inode_limit: None,
             page_cache: PageCache::Used,
             listing: ListingAttributes::Auto,
+            fuse_loop: FuseLoop::Own,
         };
         for option in line.options.iter().flat_map(|list| list.split(',')) {
             match options.apply(option) {
@@ -244,6 +259,7 @@ impl MountOptions {
                     _ => ListingAttributes::Auto,
                 };
             }
+            "fuse-loop" => self.fuse_loop = read_fuse_loop(needed()?)?,
             "foreground" => self.foreground = true,
             "remount" => self.action = Action::Remount,
             _ => return Err(Refused::Unknown),
@@ -373,6 +389,16 @@ fn read_transport(value: &str) -> Result<(), Refused> {
     }
 }
 
+fn read_fuse_loop(value: &str) -> Result<FuseLoop, Refused> {
+    match value {
+        "own" => Ok(FuseLoop::Own),
+        "fuser" => Ok(FuseLoop::Fuser),
+        _ => Err(Refused::Value(format!(
+            "'{value}' is not a FUSE loop; use own or fuser"
+        ))),
+    }
+}
+
 fn read_log_level(value: &str) -> Result<String, Refused> {
     let level = value.to_ascii_lowercase();
     Ok(match level.as_str() {
@@ -432,6 +458,9 @@ mod tests {
         assert_eq!(options.log_level, "warn");
         assert_eq!(options.page_cache, PageCache::Bypassed);
         assert_eq!(options.port, 9);
+        assert_eq!(options.fuse_loop, FuseLoop::Own);
+        let options = read(&["h:/v", "/mnt", "-o", "fuse-loop=fuser"]).unwrap();
+        assert_eq!(options.fuse_loop, FuseLoop::Fuser);
     }
 
     #[test]
@@ -453,6 +482,7 @@ mod tests {
         assert!(refusal("port=x").contains("not a number"));
         assert!(refusal("attribute-timeout=-1").contains("between"));
         assert!(refusal("transport=rdma").contains("use tcp"));
+        assert!(refusal("fuse-loop=best").contains("use own or fuser"));
         assert!(refusal("log-level=loud").contains("log level"));
         assert!(refusal("log-file=").contains("needs a value"));
         assert!(read(&["-s", "h:/v", "/mnt", "-o", "frobnicate"]).is_ok());

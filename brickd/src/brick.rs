@@ -410,6 +410,10 @@ impl HealSource for Brick {
             .map_err(|error| self.refusal(error, "sum of", gfid))
     }
 
+    fn forget_cached(&self, gfid: Gfid, offset: u64, len: u64) {
+        self.inner.forget_cached(gfid, offset, len);
+    }
+
     fn path_of(&self, gfid: Gfid) -> Option<String> {
         self.inner.path_of(gfid)
     }

@@ -3,6 +3,7 @@
 mod events;
 mod ports;
 mod report;
+mod scrub;
 mod split;
 
 use std::collections::{HashMap, HashSet};
@@ -49,6 +50,8 @@ pub trait LocalBricks: Send + Sync {
 
 /// All bricks of this host.
 pub struct BrickHost {
+    /// Itself, for its threads.
+    this: Weak<BrickHost>,
     me: PeerId,
     registry: Registry,
     control: tokio::runtime::Handle,
@@ -90,7 +93,8 @@ impl BrickHost {
         process: Incarnation,
     ) -> Arc<Self> {
         let me = PeerId(registry.local().id);
-        let host = Arc::new(BrickHost {
+        let host = Arc::new_cyclic(|this| BrickHost {
+            this: Weak::clone(this),
             me,
             registry,
             control,

@@ -24,6 +24,7 @@ pub mod partners;
 pub mod pending;
 pub mod plan;
 pub mod recover;
+pub mod scrub;
 pub mod serve;
 pub mod sessions;
 pub mod space;
@@ -36,7 +37,7 @@ use std::collections::HashMap;
 use std::net::TcpStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mortar_common::{BrickId, Gfid, Incarnation, Signal, VolumeId};
 use mortar_proto::data::{self, CopySynced, EpochRef, Goodbye, Hello, link_message};
@@ -58,6 +59,10 @@ use self::streams::Streams;
 use self::times::SetTime;
 use crate::brick::HealSource;
 use crate::link::Stop;
+
+/// With what the sentence of a copy begins that waits for one that left the registry: a registry that
+/// was recovered may not know of the brick that was last in sync with it.
+pub const UNKNOWN_WORDS: &str = "waiting for a brick that the registry does not know (any more)";
 
 /// What a replica needs of the process around it. Calls of the first three block.
 pub trait Ports: Send + Sync {
@@ -119,6 +124,8 @@ pub struct Replica {
     tail: Tail,
     follower: follow::Follower,
     healing: healing::Healing,
+    /// The comparison of in-sync copies that runs, or ran last. Taken alone.
+    scrub: Mutex<Option<Arc<crate::heal::scrub::Scrub>>>,
     conflicts: Conflicts,
     times: Mutex<SetTime>,
     /// Id of the last query that each copy has answered.
@@ -174,6 +181,7 @@ impl Replica {
             tail: Tail::default(),
             follower: follow::Follower::default(),
             healing: healing::Healing::default(),
+            scrub: Mutex::default(),
             conflicts: Conflicts::default(),
             times: Mutex::default(),
             answered_queries: Mutex::default(),
@@ -204,6 +212,30 @@ impl Replica {
     pub fn role(&self) -> (Role, Epoch) {
         let core = self.lock_core();
         (core.role().clone(), core.epoch().clone())
+    }
+
+    /// A sentence of the core's, for people: it names bricks by their ids.
+    pub fn with_names(&self, sentence: &str) -> String {
+        let Some(id) = sentence.strip_prefix("waiting for brick ") else {
+            return sentence.to_owned();
+        };
+        let (id, rest) = id.split_once(':').unwrap_or((id, ""));
+        let named = self
+            .ports
+            .bricks()
+            .into_iter()
+            .find(|brick| brick.to_string() == id);
+        let (volume, me) = (
+            &self.setting.volume_name,
+            self.ports.name_of(self.setting.me),
+        );
+        match named {
+            Some(brick) => format!("waiting for {}:{rest}", self.ports.name_of(brick)),
+            None => format!(
+                "{UNKNOWN_WORDS}, {id}:{rest}. If it is lost for good, 'mortar volume heal {volume} \
+                 split-brain source-brick {me}' goes on with what this brick has"
+            ),
+        }
     }
 
     /// The brick below.
@@ -542,8 +574,8 @@ impl Replica {
     }
 
     fn next_time(&self) -> data::Time {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        let now_ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_ns = since.map_or(0, |since| since.as_nanos() as i128);
         lock(&self.times).next(now_ns)
     }
 

@@ -167,6 +167,14 @@ impl AdminService {
             .is_ok_and(|who| who.peer == peer.id)
     }
 
+    /// Whether a brickd answers at the peer's address, whichever it is.
+    pub(super) async fn answers(&self, peer: &Peer) -> bool {
+        match self.pool_client(peer) {
+            Ok(mut client) => bounded(peer, client.identify(Empty {})).await.is_ok(),
+            Err(_) => false,
+        }
+    }
+
     pub(super) fn is_local(&self, peer: &Peer) -> bool {
         self.registry.local().id == peer.id
     }

@@ -73,7 +73,7 @@ fn describe_replica(state: &mut BrickState, replica: &Arc<Replica>) {
             CopyRole::CopyStarting,
             "finds out what the set's epoch is".to_owned(),
         ),
-        Role::Waiting(words) => (CopyRole::CopyWaiting, words),
+        Role::Waiting(words) => (CopyRole::CopyWaiting, replica.with_names(&words)),
         Role::Out => (
             CopyRole::CopyOut,
             "not in sync; waits to be healed".to_owned(),
@@ -158,7 +158,10 @@ pub(super) fn heal(host: &BrickHost, request: &VolumeHealRequest) -> VolumeHealR
     for replica in local_replicas(host, volume) {
         match request.action() {
             HealAction::HealLaunch => replica.launch_heal(false),
-            HealAction::HealFull => replica.launch_heal(true),
+            HealAction::HealFull => {
+                replica.launch_heal(true);
+                host.scrub(&replica);
+            }
             HealAction::HealEnable => replica.enable_heal(true),
             HealAction::HealDisable => replica.enable_heal(false),
             HealAction::HealInfo

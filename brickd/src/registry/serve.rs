@@ -11,7 +11,8 @@ use mortar_proto::control::raft_server::{Raft, RaftServer};
 use mortar_proto::control::{
     BarrierReply, CheckPage, CheckRequest, Done, Empty, Identity, JoinReply, JoinRequest,
     LeaveRequest, LocalBricksReply, PrepareBrickReply, PrepareBrickRequest, RaftMessage,
-    RegistryStatusReply, VolumeHealReply, VolumeHealRequest, VolumeName, WatchViewRequest,
+    RecallReply, RecallRequest, RegistryStatusReply, VolumeHealReply, VolumeHealRequest,
+    VolumeName, WatchViewRequest,
 };
 use mortar_proto::registry::{Command, Outcome, View};
 use tokio::time::Instant;
@@ -22,7 +23,7 @@ use super::Registry;
 use super::error::RegistryError;
 use super::network::Rpc;
 use super::propose::{Attempt, CHANGE_ID, GENERATION_ID, NOT_TAKEN, PROPOSE_MS};
-use super::transport::{DETACHED, MESSAGE_BYTES_MAX};
+use super::transport::{DETACHED, MESSAGE_BYTES_MAX, NOT_CLEARED};
 use super::types::Change;
 use crate::host::LocalBricks;
 
@@ -72,6 +73,9 @@ impl RaftService {
         let detached = life.applied.state().detached_at(message.from);
         if let Some(at) = detached {
             return Err(detached_status(at));
+        }
+        if !node.cleared.is() {
+            return Err(Status::unavailable(NOT_CLEARED));
         }
         let body = node.answer(rpc, &message.body).await;
         let body = body.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -292,6 +296,14 @@ impl Pool for RegistryService {
         _request: Request<Empty>,
     ) -> Result<Response<RegistryStatusReply>, Status> {
         Ok(Response::new(self.registry.inner.own_status()))
+    }
+
+    async fn recall(
+        &self,
+        request: Request<RecallRequest>,
+    ) -> Result<Response<RecallReply>, Status> {
+        let recalled = self.registry.inner.recall(request.get_ref());
+        recalled.map(Response::new).map_err(detached_status)
     }
 }
 

@@ -13,8 +13,9 @@ use mortar_proto::WIRE_VERSION;
 use mortar_proto::control::pool_server::{Pool, PoolServer};
 use mortar_proto::control::{
     BarrierReply, CheckPage, CheckRequest, Done, Empty, Identity, JoinReply, JoinRequest,
-    LeaveRequest, LocalBricksReply, PrepareBrickReply, PrepareBrickRequest, RegistryStatusReply,
-    VolumeHealReply, VolumeHealRequest, VolumeName, WatchViewRequest,
+    LeaveRequest, LocalBricksReply, PrepareBrickReply, PrepareBrickRequest, RecallReply,
+    RecallRequest, RegistryStatusReply, VolumeHealReply, VolumeHealRequest, VolumeName,
+    WatchViewRequest,
 };
 use mortar_proto::data::{EpochRef, Hello, Reply, ReplyStatus, Request};
 use mortar_proto::frame::{self, Kind};
@@ -435,6 +436,9 @@ impl Pool for Service {
         not_here()
     }
     async fn status(&self, _: tonic::Request<Empty>) -> Answer<RegistryStatusReply> {
+        not_here()
+    }
+    async fn recall(&self, _: tonic::Request<RecallRequest>) -> Answer<RecallReply> {
         not_here()
     }
     async fn leave(&self, _: tonic::Request<LeaveRequest>) -> Answer<Done> {

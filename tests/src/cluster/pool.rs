@@ -91,9 +91,9 @@ impl Cluster {
         cluster
     }
 
-    /// Starts brickd on `peers`, joins them and starts a volume over the first `replica`.
+    /// Starts brickd on `peers`, joins them and starts [`VOLUME`] over the first `replica` of them.
     #[track_caller]
-    fn found(&self, peers: &[&str], replica: usize) {
+    pub fn found(&self, peers: &[&str], replica: usize) {
         let bricks: Vec<String> = peers[..replica]
             .iter()
             .map(|peer| self.host(peer).brick_spec(BRICK))
@@ -101,8 +101,9 @@ impl Cluster {
         self.found_on(peers, &bricks);
     }
 
+    /// The same, over these bricks (`HOST:/PATH`).
     #[track_caller]
-    fn found_on(&self, peers: &[&str], bricks: &[String]) {
+    pub fn found_on(&self, peers: &[&str], bricks: &[String]) {
         for peer in peers {
             self.host(peer).start_brickd();
         }

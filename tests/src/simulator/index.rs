@@ -354,6 +354,8 @@ impl Store for Records {
 }
 
 impl HealSource for Records {
+    fn forget_cached(&self, _gfid: Gfid, _offset: u64, _len: u64) {}
+
     fn heal_object(&self, _: Gfid) -> Result<HealObjectStep, BrickError> {
         unused()
     }

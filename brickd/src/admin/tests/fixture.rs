@@ -13,8 +13,8 @@ use mortar_proto::control::pool_server::{Pool as PoolService, PoolServer};
 use mortar_proto::control::{
     BarrierReply, BrickHeal, BrickState, CheckPage, CheckRequest, CopyRole, Done, Empty, Identity,
     JoinReply, JoinRequest, LeaveRequest, LocalBricksReply, PrepareBrickReply, PrepareBrickRequest,
-    PrepareStep, RegistryStatusReply, VolumeHealReply, VolumeHealRequest, VolumeName,
-    WatchViewRequest,
+    PrepareStep, RecallReply, RecallRequest, RegistryStatusReply, VolumeHealReply,
+    VolumeHealRequest, VolumeName, WatchViewRequest,
 };
 use mortar_proto::registry::command::What;
 use mortar_proto::registry::{
@@ -341,6 +341,7 @@ impl Registry for FakeRegistry {
         Box::pin(async move {
             match host.as_str() {
                 "new" => Ok(Invited::Joined),
+                "gfs02" => Ok(Invited::AlreadyMember(24017)),
                 _ => Err(Refusal(format!(
                     "{host} is already part of another cluster"
                 ))),
@@ -527,6 +528,9 @@ impl PoolService for FakePeer {
         Ok(Response::new(self.bricks.heal(&request.into_inner())))
     }
     async fn status(&self, _: Request<Empty>) -> Answer<RegistryStatusReply> {
+        Err(Status::unimplemented("test"))
+    }
+    async fn recall(&self, _: Request<RecallRequest>) -> Answer<RecallReply> {
         Err(Status::unimplemented("test"))
     }
     async fn identify(&self, _: Request<Empty>) -> Answer<Identity> {

@@ -32,7 +32,7 @@ use mortar_proto::data::{Caller, Object, Op, Result as OpResult, SplitWork, op};
 use crate::cache::{Attrs, Inodes, Names, NodeId};
 use crate::options::{ListingAttributes, PageCache};
 use crate::session::{Answer, Call, Effect, Session};
-use handles::Handles;
+use handles::{File, Handles};
 use notes::Notes;
 
 pub use attr::{AttrChange, TimeChange};
@@ -155,6 +155,18 @@ impl Fs {
         payload: &[u8],
         effect: Effect,
     ) -> FsResult<Answer> {
+        self.ask_through(None, caller, ops, payload, effect)
+    }
+
+    /// The same through an open file: it fails when a lock that was held through it is lost.
+    fn ask_through(
+        &self,
+        file: Option<&File>,
+        caller: Caller,
+        ops: Vec<op::Op>,
+        payload: &[u8],
+        effect: Effect,
+    ) -> FsResult<Answer> {
         let ops = ops.into_iter().map(|op| Op { op: Some(op) }).collect();
         let answer = self.session.call(Call {
             caller,
@@ -162,6 +174,7 @@ impl Fs {
             payload,
             effect,
             split: SplitWork::SplitNone,
+            locks_lost: file.map(|file| &*file.locks_lost),
         })?;
         for result in &answer.results {
             for object in &result.objects {

@@ -59,6 +59,9 @@ pub struct Call<'a> {
     pub effect: Effect,
     /// What it has to do with a split; nothing, for a mount.
     pub split: SplitWork,
+    /// Of the open file that it goes through: set when a lock that was held through it was lost.
+    /// Then the call fails, also if it was under way at that moment.
+    pub locks_lost: Option<&'a AtomicBool>,
 }
 
 /// The primary's answer to a [`Call`].
@@ -190,7 +193,7 @@ impl Session {
     /// [`FsError::Interrupted`] when the caller is being killed; [`FsError::TimedOut`] after
     /// `client.io-timeout`; [`FsError::NotConnected`] when the volume is gone or the mount ends;
     /// [`FsError::Io`] when a [`Effect::Once`] call may or may not have been done by a session
-    /// that was fenced. Failures of operations are in the [`Answer`].
+    /// that was fenced, and when a lock it was made under was lost with that session. Failures of operations are in the [`Answer`].
     pub fn call(&self, call: Call<'_>) -> Result<Answer, FsError> {
         let io_timeout = self
             .mounted
@@ -208,7 +211,10 @@ impl Session {
             self.may_go_on(waiting)?;
             self.route.sleep(OPEN_TICK);
         }
+        // The locks of a life are lost before the next one begins: a request in this life either
+        // is made under its locks, or is refused with it.
         let mut life = self.life();
+        has_its_locks(call.locks_lost)?;
         let mut slot = take_slot(&life, call.effect, waiting)?;
         let mut request = Request {
             caller: Some(call.caller),
@@ -245,6 +251,7 @@ impl Session {
                         return Err(FsError::Io);
                     }
                     life = self.life();
+                    has_its_locks(call.locks_lost)?;
                     slot = take_slot(&life, call.effect, waiting)?;
                     tries = Tries::default();
                 }
@@ -266,6 +273,7 @@ impl Session {
             payload: &[],
             effect: Effect::Repeatable,
             split: SplitWork::SplitNone,
+            locks_lost: None,
         };
         let waiting = Waiting::until(Instant::now() + CLOSE_WAIT);
         if let Err(error) = self.call_while(call, &waiting) {
@@ -565,6 +573,14 @@ enum Judged {
 struct Tries {
     /// It was sent at least once and nobody said whether it was done.
     unanswered: bool,
+}
+
+/// What was written or read under a lock must not be sent again without it: others have the lock.
+fn has_its_locks(lost: Option<&AtomicBool>) -> Result<(), FsError> {
+    match lost {
+        Some(lost) if lost.load(Ordering::Acquire) => Err(FsError::Io),
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn take_slot(

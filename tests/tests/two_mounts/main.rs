@@ -173,3 +173,26 @@ fn locks_hold_between_mounts() {
     flock(&other, FlockOperation::NonBlockingLockExclusive).unwrap();
     drop((held, other));
 }
+
+/// Every brick is started anew, so that nobody knows the lock any more: a write under it that was
+/// under way is not sent again, because another mount may have the lock by now.
+#[test]
+fn a_write_under_a_lock_that_was_lost_meanwhile_fails() {
+    const WITHIN: Duration = Duration::from_secs(60);
+    let cluster = Cluster::two_hosts();
+    let mount = cluster.mount("client", "gfs01,gfs02:/v01", "");
+    let path = mount.join("guarded");
+    fs::write(&path, "0").unwrap();
+    let file = File::options().read(true).write(true).open(&path).unwrap();
+    flock(&file, FlockOperation::LockExclusive).unwrap();
+    let peers = ["gfs01", "gfs02"].map(|host| cluster.host(host));
+    peers.iter().for_each(|host| host.kill_brickd());
+    let write = std::thread::spawn(move || file.write_all_at(b"1", 0));
+    // Time to be sent; a write that begins later is refused in any case.
+    std::thread::sleep(Duration::from_millis(300));
+    peers.iter().for_each(|host| host.start_brickd());
+    wait_until(WITHIN, "the write comes to its end", || write.is_finished());
+    let refused = write.join().unwrap().unwrap_err();
+    assert_eq!(Errno::from_io_error(&refused), Some(Errno::IO));
+    assert_eq!(fs::read_to_string(&path).unwrap(), "0");
+}

@@ -312,9 +312,12 @@ fn called(entry: &Entry, names: &[Name], rules: &Rules, earlier: &[Step<'_>]) ->
         .map_or(oldest, |own| own.max(oldest))
 }
 
-/// Whether one client did this before to a name in common.
+/// Whether one client did this before to a name in common, and knows of it. A rename that the kernel
+/// found to do nothing has taught it nothing.
 fn precedes(earlier: &Step<'_>, entry: &Entry, names: &[Name]) -> bool {
+    let may_be_nothing = matches!(earlier.entry.op, Op::Move(..)) && !earlier.believes.is_zero();
     earlier.entry.client == entry.client
+        && !may_be_nothing
         && earlier.ret.is_some_and(|ret| ret < entry.start)
         && earlier.names.iter().any(|name| names.contains(name))
 }

@@ -187,7 +187,8 @@ fn a_believed_name_that_was_moved_already_is_moved_to_where_it_is() {
     let mut told = Told::default();
     told.was(0, (1, 2), Op::Put(A, Token(1)), Answer::Done)
         .was(1, (3, 4), Op::Move(A, B), Answer::Done)
-        .was(0, (5, 6), Op::Move(A, B), Answer::Done)
+        .was(0, (4, 5), Op::Move(A, B), Answer::Done)
+        .was(0, (5, 6), Op::Look(A), Answer::Token(Token(1)))
         .was(0, (7, 8), Op::Look(B), Answer::Token(Token(1)));
     told.holds(&believing());
     told.lies(&strict(), NO_ORDER);

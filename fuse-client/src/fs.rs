@@ -16,6 +16,7 @@ mod make;
 pub mod notes;
 mod open;
 mod remove;
+mod retries;
 mod space;
 mod statfs;
 mod xattr;
@@ -34,6 +35,7 @@ use crate::options::{ListingAttributes, PageCache};
 use crate::session::{Answer, Call, Effect, Session};
 use handles::{File, Handles};
 use notes::Notes;
+use retries::Retries;
 
 pub use attr::{AttrChange, TimeChange};
 pub use dir::{Detail, DirSink, Listed, Room};
@@ -87,6 +89,7 @@ pub struct Fs {
     handles: Handles,
     gfids: GfidMaker,
     notes: Arc<Notes>,
+    retries: Retries,
     lock_waiters: lock::Waiters,
 }
 
@@ -125,6 +128,7 @@ impl Fs {
             handles: Handles::default(),
             gfids: GfidMaker::default(),
             notes: Arc::default(),
+            retries: Retries::default(),
             lock_waiters: lock::Waiters::default(),
         });
         background::start(&fs).map_err(|error| format!("cannot start a thread: {error}"))?;

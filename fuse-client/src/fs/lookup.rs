@@ -25,10 +25,12 @@ impl Fs {
             Ok((result, _, sent_at)) => {
                 let object = own_object(&result)?;
                 let entry = self.entry(object, sent_at)?;
+                self.retries.looked_up(caller.pid, Some(entry.node));
                 self.saw_name(parent, parent_gfid, name, object.gfid.ok_or(FsError::Io)?);
                 Ok(entry)
             }
             Err(error) => {
+                self.retries.looked_up(caller.pid, None);
                 if error == FsError::NotFound {
                     self.names.remove(parent_gfid, name);
                 }

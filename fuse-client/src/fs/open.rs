@@ -60,6 +60,8 @@ impl Fs {
         let OpenHow { flags, kill } = how;
         let gfid = self.inodes.gfid(node)?;
         let truncate = flags & libc::O_TRUNC != 0;
+        let unnamed =
+            self.inodes.is_unnamed_here(node) || self.retries.is_second_try(caller.pid, node);
         let registration = self.session.holdings().begin_open(gfid);
         let (first, effect) = if truncate || registration == Registration::Needed {
             let kill_suidgid = truncate && kill.judged(|| is_ordinary(&caller));
@@ -67,7 +69,7 @@ impl Fs {
                 gfid: Some(gfid),
                 truncate,
                 kill_suidgid,
-                unnamed: self.inodes.is_unnamed_here(node),
+                unnamed,
             };
             (op::Op::Open(open), Effect::Repeatable)
         } else {
@@ -91,7 +93,7 @@ impl Fs {
                 .and_then(|result| own_object(&result).cloned())?;
             // Another mount removed its last name: the kernel came by an entry that it may still
             // believe in, and looks again on ESTALE.
-            if object.nlink == 0 && !self.inodes.is_unnamed_here(node) {
+            if object.nlink == 0 && !unnamed {
                 self.session.holdings().registered(gfid);
                 return Err(FsError::Stale);
             }
@@ -105,6 +107,9 @@ impl Fs {
                     self.session.holdings().registered(gfid);
                 }
                 self.session.holdings().close(gfid);
+                if error == FsError::Stale {
+                    self.retries.refused(caller.pid);
+                }
                 return Err(error);
             }
         };

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use mortar_common::name::volume_name_refusal;
+use rustix::mount::MountFlags;
 
 /// Port of brickd where none is named.
 pub const DEFAULT_PORT: u16 = 24017;
@@ -170,6 +171,21 @@ pub struct MountOptions {
 }
 
 impl MountOptions {
+    /// What the kernel itself does for this mount.
+    pub fn mount_flags(&self) -> MountFlags {
+        let bit = |flag: &KernelFlag| match flag {
+            KernelFlag::ReadOnly => MountFlags::RDONLY,
+            KernelFlag::NoSuid => MountFlags::NOSUID,
+            KernelFlag::NoDev => MountFlags::NODEV,
+            KernelFlag::NoExec => MountFlags::NOEXEC,
+            KernelFlag::Synchronous => MountFlags::SYNCHRONOUS,
+            KernelFlag::DirSync => MountFlags::DIRSYNC,
+            KernelFlag::NoAtime => MountFlags::NOATIME,
+            KernelFlag::NoDirAtime => MountFlags::NODIRATIME,
+        };
+        self.flags.iter().map(bit).collect()
+    }
+
     /// Reads the command line.
     ///
     /// # Errors

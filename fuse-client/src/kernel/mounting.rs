@@ -8,11 +8,11 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 
 use super::DEVICE;
 use crate::mounts;
-use crate::options::{KernelFlag, MountOptions};
+use crate::options::MountOptions;
 
 /// The device's number on every Linux.
 const DEVICE_NUMBER: (u32, u32) = (10, 229);
@@ -72,7 +72,7 @@ pub fn mount(options: &MountOptions) -> Result<Mounted, LoopError> {
         options.source.as_str(),
         &options.mount_point,
         mounts::FS_TYPE,
-        mount_flags(options),
+        options.mount_flags(),
         data.as_c_str(),
     )
     .map_err(|error| {
@@ -150,25 +150,6 @@ fn open_device() -> Result<File, LoopError> {
              process may use the device"
         ))
     })
-}
-
-fn mount_flags(options: &MountOptions) -> MountFlags {
-    options
-        .flags
-        .iter()
-        .fold(MountFlags::empty(), |flags, flag| {
-            flags
-                | match flag {
-                    KernelFlag::ReadOnly => MountFlags::RDONLY,
-                    KernelFlag::NoSuid => MountFlags::NOSUID,
-                    KernelFlag::NoDev => MountFlags::NODEV,
-                    KernelFlag::NoExec => MountFlags::NOEXEC,
-                    KernelFlag::Synchronous => MountFlags::SYNCHRONOUS,
-                    KernelFlag::DirSync => MountFlags::DIRSYNC,
-                    KernelFlag::NoAtime => MountFlags::NOATIME,
-                    KernelFlag::NoDirAtime => MountFlags::NODIRATIME,
-                }
-        })
 }
 
 /// Lets the kernel read ahead more than its 128 KiB. Where `/sys` cannot be written it stays so.

@@ -7,7 +7,7 @@ use rustix::io::Errno;
 use rustix::mount::{MountFlags, mount_remount};
 
 use crate::mounts;
-use crate::options::{KernelFlag, MountOptions};
+use crate::options::MountOptions;
 
 /// The kernel tells the client of a close without waiting for it, and until that is answered an
 /// unlinked file counts as in use, although nobody has it open: that passes by itself.
@@ -28,7 +28,7 @@ pub(super) fn remount(options: &MountOptions) -> Result<(), String> {
             "no Mortar volume is mounted on {at}; mount it without the option 'remount'"
         ));
     }
-    let flags = flags_of(&options.flags);
+    let flags = flags_of(options);
     let start = Instant::now();
     loop {
         match mount_remount(&options.mount_point, flags, c"") {
@@ -47,21 +47,8 @@ pub(super) fn remount(options: &MountOptions) -> Result<(), String> {
     }
 }
 
-fn flags_of(flags: &[KernelFlag]) -> MountFlags {
-    let bit = |flag: &KernelFlag| match flag {
-        KernelFlag::ReadOnly => MountFlags::RDONLY,
-        KernelFlag::NoSuid => MountFlags::NOSUID,
-        KernelFlag::NoDev => MountFlags::NODEV,
-        KernelFlag::NoExec => MountFlags::NOEXEC,
-        KernelFlag::Synchronous => MountFlags::SYNCHRONOUS,
-        KernelFlag::DirSync => MountFlags::DIRSYNC,
-        KernelFlag::NoAtime => MountFlags::NOATIME,
-        KernelFlag::NoDirAtime => MountFlags::NODIRATIME,
-    };
-    let set = flags
-        .iter()
-        .map(bit)
-        .fold(MountFlags::empty(), |all, one| all | one);
+fn flags_of(options: &MountOptions) -> MountFlags {
+    let set = options.mount_flags();
     // Without any of these a remount keeps what the mount had, and 'atime' would change nothing.
     match set.intersects(MountFlags::NOATIME | MountFlags::NODIRATIME) {
         true => set,

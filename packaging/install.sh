@@ -5,7 +5,8 @@
 #
 # brickd            -> /usr/sbin            the server (with a systemd unit, not enabled)
 # mortar            -> /usr/bin             the command line, with completions and manual pages
-# mount-mortar      -> /sbin/mount.mortar   what 'mount -t mortar' runs
+# mount-mortar      -> /sbin/mount.mortar   what 'mount -t mortar' runs (and 'mount -o remount', as
+#                                           /sbin/mount.fuse.mortar)
 #
 # BUILD=dir takes the programs from another folder; DESTDIR=dir installs below another root, as a
 # package's build does. 'install.sh --remove' takes away what this put in place; the data in
@@ -37,7 +38,7 @@ remove() {
         systemctl disable --now brickd.service 2>/dev/null || :
     fi
     rm -f "$root/usr/sbin/brickd" "$root/usr/bin/mortar" "$root/sbin/mount.mortar" \
-        "$bash_dir/mortar" "$zsh_dir/_mortar" "$fish_dir/mortar.fish" \
+        "$root/sbin/mount.fuse.mortar" "$bash_dir/mortar" "$zsh_dir/_mortar" "$fish_dir/mortar.fish" \
         "$unit_dir/brickd.service" "$man_dir/mortar.1" "$man_dir"/mortar-*.1
     reload_units
     echo "Mortar is removed; data in /var/lib/mortar and in brick folders is untouched."
@@ -60,6 +61,8 @@ done
 install -D -m 755 "$build/brickd" "$root/usr/sbin/brickd"
 install -D -m 755 "$build/mortar" "$root/usr/bin/mortar"
 install -D -m 755 "$build/mount-mortar" "$root/sbin/mount.mortar"
+# mount(8) looks for the type in /proc/mounts when it remounts.
+ln -sf mount.mortar "$root/sbin/mount.fuse.mortar"
 install -D -m 644 "$here/brickd.service" "$unit_dir/brickd.service"
 
 mkdir -p "$bash_dir" "$zsh_dir" "$fish_dir" "$man_dir"

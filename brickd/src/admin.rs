@@ -7,11 +7,13 @@
 //! reached by the pool's own network alone.
 
 pub mod bricks;
+mod check;
 mod heal;
 pub mod options;
 mod peers;
 pub mod reach;
 mod replace;
+mod restart;
 mod serve;
 mod service;
 mod status;
@@ -86,6 +88,8 @@ pub enum ProposeError {
 pub enum Invited {
     /// It was alone and is now in the pool.
     Joined,
+    /// It had lost its data directory and takes its old place; the words for it.
+    Returned(String),
     /// It is in this pool already, with this port.
     AlreadyMember(u32),
     /// It is the host that was asked.

@@ -7,6 +7,7 @@
 //! its object without a walk. Times and counters are ahead of the disk in memory (`hot`).
 
 mod apply;
+mod check;
 mod durable;
 mod handle;
 mod hot;
@@ -338,7 +339,8 @@ impl Store for Brick {
 
     fn check(&self) -> Result<(), BrickError> {
         self.inner.check_failed()?;
-        self.inner.check_place()
+        self.inner.check_place()?;
+        self.inner.check_writable()
     }
 
     fn stored_state(&self) -> StoredState {
@@ -406,6 +408,10 @@ impl HealSource for Brick {
         self.inner
             .sum(gfid, offset, len)
             .map_err(|error| self.refusal(error, "sum of", gfid))
+    }
+
+    fn forget_cached(&self, gfid: Gfid, offset: u64, len: u64) {
+        self.inner.forget_cached(gfid, offset, len);
     }
 
     fn path_of(&self, gfid: Gfid) -> Option<String> {

@@ -7,6 +7,7 @@
 //! nothing else, `message`; what else it holds is written beside each command's code.
 
 mod ask;
+mod check;
 mod connect;
 pub mod demo;
 pub mod grammar;
@@ -28,11 +29,20 @@ use serde_json::{Value, json};
 use connect::Session;
 use grammar::{BrickCommand, Cli, Command, Global};
 
-/// What a command says when it succeeds.
+/// What a command says when it has something to say.
 #[derive(Debug)]
 pub struct Report {
     text: String,
     json: Value,
+    verdict: Verdict,
+}
+
+/// Whether what a report tells is as it should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Verdict {
+    Good,
+    /// The command did what it was to do, and found something wrong: the exit status says so.
+    Bad,
 }
 
 /// Why a command fails, in one sentence (gluster's wording may put the reason on a second line).
@@ -47,12 +57,17 @@ impl Report {
         Report {
             json: json!({ "message": text.trim_end() }),
             text,
+            verdict: Verdict::Good,
         }
     }
 
     /// Words for people and an object for programs.
     fn new(text: String, json: Value) -> Self {
-        Report { text, json }
+        Report {
+            text,
+            json,
+            verdict: Verdict::Good,
+        }
     }
 }
 
@@ -71,12 +86,14 @@ pub fn main() -> ExitCode {
     let json = cli.global.json;
     match run(cli) {
         Ok(report) => {
+            let is_good = report.verdict == Verdict::Good;
             let text = if json {
-                object(report.json, true)
+                object(report.json, is_good)
             } else {
                 report.text
             };
-            print(&mut std::io::stdout(), &text)
+            let printed = print(&mut std::io::stdout(), &text);
+            if is_good { printed } else { ExitCode::FAILURE }
         }
         Err(failure) => {
             if json {

@@ -18,6 +18,7 @@ pub mod query;
 pub mod ranges;
 pub mod recent;
 pub mod record;
+pub mod scrub;
 pub mod touch;
 pub mod touched;
 

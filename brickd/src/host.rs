@@ -3,6 +3,7 @@
 mod events;
 mod ports;
 mod report;
+mod scrub;
 mod split;
 
 use std::collections::{HashMap, HashSet};
@@ -11,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use mortar_common::{BrickId, Incarnation, PeerId, VolumeId};
 use mortar_proto::control::{
-    BrickState, PrepareBrickReply, PrepareBrickRequest, PrepareStep, VolumeHealReply,
-    VolumeHealRequest,
+    BrickState, CheckPage, CheckRequest, PrepareBrickReply, PrepareBrickRequest, PrepareStep,
+    VolumeHealReply, VolumeHealRequest,
 };
 use mortar_proto::data::{EpochRef, Goodbye, Hello, Role};
 use mortar_proto::registry::{self as reg, BrickStatus, View, Volume, VolumeStatus};
@@ -43,10 +44,14 @@ pub trait LocalBricks: Send + Sync {
     fn prepare(&self, request: &PrepareBrickRequest) -> PrepareBrickReply;
     /// Starts a heal, or reports on it, for this host's bricks of a volume.
     fn heal(&self, request: &VolumeHealRequest) -> VolumeHealReply;
+    /// What a brick of this host holds, a page of it: for `volume check`.
+    fn check(&self, request: &CheckRequest) -> CheckPage;
 }
 
 /// All bricks of this host.
 pub struct BrickHost {
+    /// Itself, for its threads.
+    this: Weak<BrickHost>,
     me: PeerId,
     registry: Registry,
     control: tokio::runtime::Handle,
@@ -55,6 +60,8 @@ pub struct BrickHost {
     problems: Mutex<HashMap<BrickId, Problem>>,
     /// What each brick opened here holds of its folder; after its stop that takes a while to end.
     holds: Mutex<HashMap<BrickId, Weak<()>>>,
+    /// The folders of the bricks that run, for `volume check`.
+    bricks: Mutex<HashMap<BrickId, Weak<Brick>>>,
     /// Which process each peer last showed, so that its goodbye can be told from an older one's.
     processes: Mutex<HashMap<PeerId, Incarnation>>,
     /// Bricks that merge what they changed alone.
@@ -86,7 +93,8 @@ impl BrickHost {
         process: Incarnation,
     ) -> Arc<Self> {
         let me = PeerId(registry.local().id);
-        let host = Arc::new(BrickHost {
+        let host = Arc::new_cyclic(|this| BrickHost {
+            this: Weak::clone(this),
             me,
             registry,
             control,
@@ -94,6 +102,7 @@ impl BrickHost {
             running: Mutex::default(),
             problems: Mutex::default(),
             holds: Mutex::default(),
+            bricks: Mutex::default(),
             processes: Mutex::default(),
             merging: Mutex::default(),
             stop: crate::link::Stop::default(),
@@ -328,7 +337,11 @@ impl BrickHost {
         let store: Arc<dyn HealSource> = match opened {
             Ok(opened) => {
                 lock(&self.holds).insert(id, opened.hold());
-                Arc::new(opened)
+                let brick = Arc::new(opened);
+                let mut bricks = lock(&self.bricks);
+                bricks.retain(|_, brick| brick.strong_count() > 0);
+                bricks.insert(id, Arc::downgrade(&brick));
+                brick
             }
             Err(failure) => {
                 let words = failure.to_string();
@@ -420,6 +433,29 @@ impl LocalBricks for BrickHost {
 
     fn heal(&self, request: &VolumeHealRequest) -> VolumeHealReply {
         report::heal(self, request)
+    }
+
+    fn check(&self, request: &CheckRequest) -> CheckPage {
+        let id = BrickId(request.brick);
+        let brick = lock(&self.bricks).get(&id).and_then(Weak::upgrade);
+        let replica = self.lock_running().get(&id).cloned();
+        let (Some(brick), Some(replica)) = (brick, replica) else {
+            return CheckPage {
+                refusal: format!("brick {id} does not run on this host"),
+                ..CheckPage::default()
+            };
+        };
+        let page = crate::check::page(&brick, &|gfid| replica.is_open(gfid), request);
+        let page = page.unwrap_or_else(|failure| CheckPage {
+            refusal: failure.to_string(),
+            ..CheckPage::default()
+        });
+        let (ordered, complete) = replica.progress();
+        CheckPage {
+            ordered,
+            complete,
+            ..page
+        }
     }
 }
 

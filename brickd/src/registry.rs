@@ -20,6 +20,7 @@ mod network;
 mod node;
 mod pool;
 mod propose;
+mod recall;
 mod serve;
 mod state;
 mod status;
@@ -46,6 +47,7 @@ use disk::{Disk, Stored};
 use identity::Identity;
 use machine::Applied;
 use node::Node;
+use recall::{Cleared, Past};
 use state::State;
 use transport::GrpcTransport;
 use types::PoolMeta;
@@ -274,9 +276,14 @@ impl Inner {
         match found {
             Some(pool) if pool.peer == peer => {
                 let life = inner.life();
+                let past = Past::of(peer, &stored);
+                let cleared = Cleared::new(past.is_none());
                 inner
-                    .take_part(pool, life.disk, life.applied, stored)
+                    .take_part(pool, life.disk, life.applied, stored, cleared)
                     .await?;
+                if let Some(past) = past {
+                    inner.look_into_past_later(past);
+                }
                 inner.finish_founding_later();
             }
             Some(pool) => {
@@ -341,8 +348,9 @@ impl Inner {
         disk: Disk,
         applied: Applied,
         stored: Stored,
+        cleared: Cleared,
     ) -> Result<(), RegistryError> {
-        let transport = GrpcTransport::new(self, &pool);
+        let transport = GrpcTransport::new(self, &pool, &cleared);
         let timing = &self.config.timing;
         let node = Node::start(
             pool,
@@ -351,6 +359,7 @@ impl Inner {
             stored,
             applied.clone(),
             Arc::new(transport),
+            cleared,
         )
         .await
         .map_err(|error| RegistryError::storage(&self.file(), error))?;
@@ -381,7 +390,10 @@ impl Inner {
             node: None,
         });
         match pool {
-            Some(pool) => self.take_part(pool, disk, applied, Stored::default()).await,
+            Some(pool) => {
+                let (stored, cleared) = (Stored::default(), Cleared::new(true));
+                self.take_part(pool, disk, applied, stored, cleared).await
+            }
             None => Ok(()),
         }
     }

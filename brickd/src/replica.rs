@@ -10,6 +10,7 @@
 pub mod absent;
 pub mod answers;
 mod beacons;
+mod connections;
 pub mod core;
 pub mod follow;
 pub mod foresight;
@@ -23,26 +24,29 @@ pub mod partners;
 pub mod pending;
 pub mod plan;
 pub mod recover;
+pub mod scrub;
 pub mod serve;
 pub mod sessions;
 pub mod space;
 pub mod split;
 pub mod streams;
 pub mod timers;
+pub mod times;
 
 use std::collections::HashMap;
 use std::net::TcpStream;
 use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use mortar_common::{BrickId, Incarnation, Signal, VolumeId};
+use mortar_common::{BrickId, Gfid, Incarnation, Signal, VolumeId};
 use mortar_proto::data::{self, CopySynced, EpochRef, Goodbye, Hello, link_message};
 use mortar_proto::frame::FrameError;
 use mortar_proto::registry::{Epoch, Limits};
 use tracing::{info, warn};
 
 use self::absent::Absent;
+use self::connections::Connections;
 use self::core::{Command, Core, Gone, Proposed, RegistryView, Role, Timing};
 use self::gate::Gate;
 use self::lanes::Lanes;
@@ -52,8 +56,13 @@ use self::recover::Tail;
 use self::serve::Turns;
 use self::split::Conflicts;
 use self::streams::Streams;
+use self::times::SetTime;
 use crate::brick::HealSource;
 use crate::link::Stop;
+
+/// With what the sentence of a copy begins that waits for one that left the registry: a registry that
+/// was recovered may not know of the brick that was last in sync with it.
+pub const UNKNOWN_WORDS: &str = "waiting for a brick that the registry does not know (any more)";
 
 /// What a replica needs of the process around it. Calls of the first three block.
 pub trait Ports: Send + Sync {
@@ -108,15 +117,17 @@ pub struct Replica {
     gate: Gate,
     pending: Pending,
     streams: Streams,
+    connections: Connections,
     absent: Absent,
     turns: Turns,
     lanes: Lanes,
     tail: Tail,
     follower: follow::Follower,
     healing: healing::Healing,
+    /// The comparison of in-sync copies that runs, or ran last. Taken alone.
+    scrub: Mutex<Option<Arc<crate::heal::scrub::Scrub>>>,
     conflicts: Conflicts,
-    /// Last time given to a change, ns since 1970.
-    last_time_ns: Mutex<i128>,
+    times: Mutex<SetTime>,
     /// Id of the last query that each copy has answered.
     answered_queries: Mutex<HashMap<BrickId, u64>>,
     /// Newest epoch handed to the disk; stores are made one at a time and never go back.
@@ -165,12 +176,14 @@ impl Replica {
             streams: Streams::default(),
             absent: Absent::new(Arc::clone(&store), setting.me, &setting.folder),
             turns: Turns::default(),
+            connections: Connections::default(),
             lanes: Lanes::start(&setting.volume_name),
             tail: Tail::default(),
             follower: follow::Follower::default(),
             healing: healing::Healing::default(),
+            scrub: Mutex::default(),
             conflicts: Conflicts::default(),
-            last_time_ns: Mutex::new(0),
+            times: Mutex::default(),
             answered_queries: Mutex::default(),
             stored_epoch: Mutex::new(stored.epoch.as_ref().map_or(0, |epoch| epoch.number)),
             free_bytes: space::FreeBytes::default(),
@@ -201,9 +214,45 @@ impl Replica {
         (core.role().clone(), core.epoch().clone())
     }
 
+    /// A sentence of the core's, for people: it names bricks by their ids.
+    pub fn with_names(&self, sentence: &str) -> String {
+        let Some(id) = sentence.strip_prefix("waiting for brick ") else {
+            return sentence.to_owned();
+        };
+        let (id, rest) = id.split_once(':').unwrap_or((id, ""));
+        let named = self
+            .ports
+            .bricks()
+            .into_iter()
+            .find(|brick| brick.to_string() == id);
+        let (volume, me) = (
+            &self.setting.volume_name,
+            self.ports.name_of(self.setting.me),
+        );
+        match named {
+            Some(brick) => format!("waiting for {}:{rest}", self.ports.name_of(brick)),
+            None => format!(
+                "{UNKNOWN_WORDS}, {id}:{rest}. If it is lost for good, 'mortar volume heal {volume} \
+                 split-brain source-brick {me}' goes on with what this brick has"
+            ),
+        }
+    }
+
     /// The brick below.
     pub fn store(&self) -> &Arc<dyn HealSource> {
         &self.store
+    }
+
+    /// Whether somebody has an object open, or may have: sessions tell a new primary at first.
+    pub fn is_open(&self, gfid: Gfid) -> bool {
+        self.lock_memory().is_open(gfid)
+    }
+
+    /// The highest change number known, and up to which all copies in sync are known to have applied
+    /// them.
+    pub fn progress(&self) -> (u64, u64) {
+        let core = self.lock_core();
+        (core.last_number(), core.complete())
     }
 
     /// The registry's applied state changed.
@@ -216,9 +265,11 @@ impl Replica {
         *lock(&self.limits) = limits;
     }
 
-    /// Another copy's peer cannot be reached; no proof of anything.
-    pub fn unreachable(self: &Arc<Self>, brick: BrickId) {
-        self.event(|core, now| core.unreachable(brick, now));
+    /// Another copy's peer cannot be reached; no proof of anything. The stream to it is broken and
+    /// opened again: its own thread tells the core when it is down and when it is up. Telling the
+    /// core here would have it wait for a stream that, being whole, never comes up again.
+    pub fn unreachable(&self, brick: BrickId) {
+        self.streams.shut(brick);
     }
 
     /// Another copy is gone for certain.
@@ -240,6 +291,7 @@ impl Replica {
         self.event(|core, now| core.stop(now));
         self.streams.close_all();
         self.follower.shut();
+        self.connections.close_all();
     }
 
     /// The rest of an orderly stop, after [`Replica::halt`]: everything on disk.
@@ -306,14 +358,9 @@ impl Replica {
         if role != Role::Backup || !of_mine || mine.primary != from.0 {
             return;
         }
-        for synced in synced
-            .iter()
-            .filter(|synced| synced.brick != self.setting.me.0)
-        {
-            self.absent.confirmed(BrickId(synced.brick), synced.number);
-            if synced.brick == from.0 {
-                self.absent.recorded(from, synced.number);
-            }
+        self.absent.heard(synced);
+        if let Some(own) = synced.iter().find(|synced| synced.brick == from.0) {
+            self.absent.recorded(from, own.number);
         }
     }
 
@@ -527,27 +574,14 @@ impl Replica {
     }
 
     fn next_time(&self) -> data::Time {
-        let now = rustix::time::clock_gettime(rustix::time::ClockId::Realtime);
-        let now_ns = i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec);
-        let mut last = self
-            .last_time_ns
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *last = now_ns.max(*last + 1);
-        data::Time {
-            secs: last.div_euclid(1_000_000_000) as i64,
-            nanos: last.rem_euclid(1_000_000_000) as u32,
-        }
+        let since = SystemTime::now().duration_since(UNIX_EPOCH);
+        let now_ns = since.map_or(0, |since| since.as_nanos() as i128);
+        lock(&self.times).next(now_ns)
     }
 
     /// A copy saw a change of this time: the next one here is later.
     fn saw_time(&self, time: data::Time) {
-        let seen_ns = i128::from(time.secs) * 1_000_000_000 + i128::from(time.nanos);
-        let mut last = self
-            .last_time_ns
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        *last = seen_ns.max(*last);
+        lock(&self.times).saw(time);
     }
 }
 

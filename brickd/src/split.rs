@@ -22,7 +22,7 @@ pub mod base;
 pub mod decide;
 pub mod merge;
 pub mod resolve;
-mod stage;
+pub mod stage;
 pub mod version;
 
 #[cfg(test)]

@@ -10,10 +10,10 @@ pub use names::Names;
 
 /// How the kernel calls an inode.
 ///
-/// fuser 0.18 answers a lookup with one number for both nodeid and `st_ino`, and `st_ino` must stay
-/// the same over remounts: so the nodeid is the gfid's low half, which the maker draws at random,
-/// and 1 is the root of the mount. Two objects with the same low half are told apart and the second
-/// is refused with EIO.
+/// `st_ino` must stay the same over remounts: it is the gfid's low half, which the maker draws at
+/// random. The nodeid is the same number, so that no second table is needed (and fuser 0.18 has one
+/// field for both); 1 is the root of the mount. Two objects with the same low half are told apart
+/// and the second is refused with EIO.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct NodeId(pub u64);
 

@@ -33,16 +33,16 @@ use mortar_proto::data::{Caller, Object, Op, Result as OpResult, SplitWork, op};
 use crate::cache::{Attrs, Inodes, Names, NodeId};
 use crate::options::{ListingAttributes, PageCache};
 use crate::session::{Answer, Call, Effect, Session};
-use handles::Handles;
+use handles::{File, Handles};
 use notes::Notes;
 use retries::Retries;
 
 pub use attr::{AttrChange, TimeChange};
 pub use dir::{Detail, DirSink, Listed, Room};
 pub use file::WriteHow;
-pub use lock::{LockAnswer, LockAsk, LockRange};
+pub use lock::{Interrupt, LockAnswer, LockAsk, LockRange, LockWait};
 pub use make::NewNode;
-pub use open::{KernelAttributes, Opened, PageUse};
+pub use open::{KernelAttributes, OpenHow, Opened, PageUse};
 pub use remove::RenameHow;
 pub use xattr::XattrAnswer;
 
@@ -159,6 +159,18 @@ impl Fs {
         payload: &[u8],
         effect: Effect,
     ) -> FsResult<Answer> {
+        self.ask_through(None, caller, ops, payload, effect)
+    }
+
+    /// The same through an open file: it fails when a lock that was held through it is lost.
+    fn ask_through(
+        &self,
+        file: Option<&File>,
+        caller: Caller,
+        ops: Vec<op::Op>,
+        payload: &[u8],
+        effect: Effect,
+    ) -> FsResult<Answer> {
         let ops = ops.into_iter().map(|op| Op { op: Some(op) }).collect();
         let answer = self.session.call(Call {
             caller,
@@ -166,6 +178,7 @@ impl Fs {
             payload,
             effect,
             split: SplitWork::SplitNone,
+            locks_lost: file.map(|file| &*file.locks_lost),
         })?;
         for result in &answer.results {
             for object in &result.objects {
@@ -214,6 +227,28 @@ impl Fs {
     /// A new object's gfid: in the slot of its name.
     fn new_gfid(&self, parent: Gfid, name: &[u8]) -> Gfid {
         self.gfids.make(name_slot(parent, name))
+    }
+}
+
+/// Whether a change clears setuid, setgid and capabilities.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum KillSetId {
+    /// The kernel says that it does.
+    Yes,
+    /// The kernel says that it does not.
+    No,
+    /// The kernel does not say: who asks decides.
+    #[default]
+    NotTold,
+}
+
+impl KillSetId {
+    fn judged(self, guess: impl FnOnce() -> bool) -> bool {
+        match self {
+            KillSetId::Yes => true,
+            KillSetId::No => false,
+            KillSetId::NotTold => guess(),
+        }
     }
 }
 

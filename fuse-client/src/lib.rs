@@ -1,6 +1,6 @@
 //! Mortar's FUSE client, `mount.mortar`.
 //!
-//! The way of a request: [`kernel`] (the only module that names fuser) turns it into a call of
+//! The way of a request: [`kernel`] turns it into a call of
 //! [`fs`], which asks the primary through [`session`] over a [`connection`] and keeps in [`cache`]
 //! what the answer said. [`view`] follows the registry; [`mount`] starts and ends it all.
 

@@ -1,6 +1,7 @@
 //! From the command line to a mount and to its end.
 
 mod daemon;
+mod remount;
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ use mortar_proto::registry::VolumeStatus;
 use crate::fs::{Fs, Settings};
 use crate::kernel::{self, Unmounter};
 use crate::mounts;
-use crate::options::{CommandLine, INODE_LIMIT, MountOptions};
+use crate::options::{Action, CommandLine, INODE_LIMIT, MountOptions};
 use crate::session::{Mounted, Session};
 use crate::view::{Host, ViewWatch, Volume, VolumeView};
 
@@ -47,9 +48,10 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
         }
     };
     let options = MountOptions::read(&line).map_err(|error| error.to_string());
-    let cleared = |options: MountOptions| match line.fake {
-        true => Ok(options),
-        false => mounts::clear_dead(&options.mount_point).map(|()| options),
+    let cleared = |options: MountOptions| match options.action {
+        _ if line.fake => Ok(options),
+        Action::Remount => Ok(options),
+        Action::Mount => mounts::clear_dead(&options.mount_point).map(|()| options),
     };
     let options = match options.and_then(cleared).and_then(at_real_path) {
         Ok(options) => options,
@@ -60,6 +62,8 @@ pub fn main_from(arguments: impl IntoIterator<Item = OsString>) -> ExitCode {
     };
     let outcome = if line.fake {
         Ok(())
+    } else if options.action == Action::Remount {
+        remount::remount(&options)
     } else if options.foreground {
         run(&options, || Ok(()))
     } else {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use mortar_common::name::volume_name_refusal;
+use rustix::mount::MountFlags;
 
 /// Port of brickd where none is named.
 pub const DEFAULT_PORT: u16 = 24017;
@@ -24,8 +25,12 @@ Mount options (-o), besides those of every file system (ro, noatime, nosuid, …
   inode-limit=N                 inodes the kernel may know [500000]
   direct-io-mode=enable         bypass the kernel's page cache
   use-readdirp=no               list folders without attributes
+  fuse-loop=own|fuser           who talks to the kernel: Mortar's own loop, or the
+                                library fuser; one and the same on all mounts of a
+                                volume, or flock locks do not hold between them [own]
   log-level=LEVEL               error, warn, info, debug, trace [info]
   log-file=FILE                 [/var/log/mortar/MOUNTPOINT.log]
+  remount                       change ro, noatime, nosuid, nodev, noexec, sync, dirsync of a mount
 GlusterFS's other mount options are accepted and have no effect.";
 
 /// The command line, as mount(8) calls a helper: `mount.mortar SPEC DIR [-fnsv] [-o OPTIONS]`.
@@ -90,6 +95,24 @@ pub enum ListingAttributes {
     Never,
 }
 
+/// What is to be done at the mount point.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Action {
+    /// Mount the volume.
+    Mount,
+    /// Give the mount that is there other flags of mount(2) (`remount`).
+    Remount,
+}
+
+/// Who talks to the kernel's FUSE.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FuseLoop {
+    /// Our own loop (`fuse-loop=own`).
+    Own,
+    /// The library (`fuse-loop=fuser`).
+    Fuser,
+}
+
 /// One flag of mount(2) that an option sets or clears.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[allow(missing_docs)] // Named as the options are.
@@ -119,6 +142,8 @@ pub struct MountOptions {
     pub source: String,
     /// Where to mount.
     pub mount_point: PathBuf,
+    /// Whether to mount or to remount.
+    pub action: Action,
     /// Do not become a daemon.
     pub foreground: bool,
     /// Flags of mount(2).
@@ -141,9 +166,26 @@ pub struct MountOptions {
     pub page_cache: PageCache,
     /// `use-readdirp`.
     pub listing: ListingAttributes,
+    /// `fuse-loop`.
+    pub fuse_loop: FuseLoop,
 }
 
 impl MountOptions {
+    /// What the kernel itself does for this mount.
+    pub fn mount_flags(&self) -> MountFlags {
+        let bit = |flag: &KernelFlag| match flag {
+            KernelFlag::ReadOnly => MountFlags::RDONLY,
+            KernelFlag::NoSuid => MountFlags::NOSUID,
+            KernelFlag::NoDev => MountFlags::NODEV,
+            KernelFlag::NoExec => MountFlags::NOEXEC,
+            KernelFlag::Synchronous => MountFlags::SYNCHRONOUS,
+            KernelFlag::DirSync => MountFlags::DIRSYNC,
+            KernelFlag::NoAtime => MountFlags::NOATIME,
+            KernelFlag::NoDirAtime => MountFlags::NODIRATIME,
+        };
+        self.flags.iter().map(bit).collect()
+    }
+
     /// Reads the command line.
     ///
     /// # Errors
@@ -157,6 +199,7 @@ impl MountOptions {
             subdir,
             source: line.spec.clone(),
             mount_point: line.mount_point.clone(),
+            action: Action::Mount,
             foreground: line.foreground,
             flags: Vec::new(),
             attribute_timeout: Duration::from_secs(1),
@@ -168,6 +211,7 @@ impl MountOptions {
             inode_limit: None,
             page_cache: PageCache::Used,
             listing: ListingAttributes::Auto,
+            fuse_loop: FuseLoop::Own,
         };
         for option in line.options.iter().flat_map(|list| list.split(',')) {
             match options.apply(option) {
@@ -231,12 +275,9 @@ impl MountOptions {
                     _ => ListingAttributes::Auto,
                 };
             }
+            "fuse-loop" => self.fuse_loop = read_fuse_loop(needed()?)?,
             "foreground" => self.foreground = true,
-            "remount" => {
-                return Err(Refused::Value(
-                    "a Mortar mount cannot be remounted; unmount it and mount it again".to_owned(),
-                ));
-            }
+            "remount" => self.action = Action::Remount,
             _ => return Err(Refused::Unknown),
         }
         Ok(())
@@ -280,7 +321,7 @@ enum Refused {
 fn is_silent(key: &str) -> bool {
     const SILENT: &str = "defaults auto noauto user nouser users owner group _netdev nofail \
         comment relatime norelatime strictatime nostrictatime lazytime nolazytime silent loud \
-        mand nomand iversion noiversion allow_other default_permissions acl noacl \
+        mand nomand iversion noiversion allow_other default_permissions user_id group_id acl noacl \
         fetch-attempts fopen-keep-cache gid-timeout background-qlen congestion-threshold \
         kernel-writeback-cache auto-invalidation reader-thread-count event-history selinux \
         resolve-gids process-name volume-name volfile-max-fetch-attempts inode-table-size \
@@ -364,6 +405,16 @@ fn read_transport(value: &str) -> Result<(), Refused> {
     }
 }
 
+fn read_fuse_loop(value: &str) -> Result<FuseLoop, Refused> {
+    match value {
+        "own" => Ok(FuseLoop::Own),
+        "fuser" => Ok(FuseLoop::Fuser),
+        _ => Err(Refused::Value(format!(
+            "'{value}' is not a FUSE loop; use own or fuser"
+        ))),
+    }
+}
+
 fn read_log_level(value: &str) -> Result<String, Refused> {
     let level = value.to_ascii_lowercase();
     Ok(match level.as_str() {
@@ -423,6 +474,17 @@ mod tests {
         assert_eq!(options.log_level, "warn");
         assert_eq!(options.page_cache, PageCache::Bypassed);
         assert_eq!(options.port, 9);
+        assert_eq!(options.fuse_loop, FuseLoop::Own);
+        let options = read(&["h:/v", "/mnt", "-o", "fuse-loop=fuser"]).unwrap();
+        assert_eq!(options.fuse_loop, FuseLoop::Fuser);
+    }
+
+    #[test]
+    fn a_remount_is_read_as_mount_8_asks_for_it() {
+        let list = "ro,relatime,remount,user_id=0,group_id=0,default_permissions,allow_other";
+        let options = read(&["h:/v", "/mnt", "-o", list]).unwrap();
+        assert_eq!(options.action, Action::Remount);
+        assert_eq!(options.flags, [KernelFlag::ReadOnly]);
     }
 
     #[test]
@@ -436,6 +498,7 @@ mod tests {
         assert!(refusal("port=x").contains("not a number"));
         assert!(refusal("attribute-timeout=-1").contains("between"));
         assert!(refusal("transport=rdma").contains("use tcp"));
+        assert!(refusal("fuse-loop=best").contains("use own or fuser"));
         assert!(refusal("log-level=loud").contains("log level"));
         assert!(refusal("log-file=").contains("needs a value"));
         assert!(read(&["-s", "h:/v", "/mnt", "-o", "frobnicate"]).is_ok());

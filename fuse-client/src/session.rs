@@ -1,6 +1,7 @@
 //! The mount's session with its replica set: requests go out in numbered slots and are sent again,
 //! under the same number, until they are answered. A lost brick is a pause, never an error.
 
+mod begin;
 mod connections;
 pub mod holdings;
 mod keeper;
@@ -59,6 +60,9 @@ pub struct Call<'a> {
     pub effect: Effect,
     /// What it has to do with a split; nothing, for a mount.
     pub split: SplitWork,
+    /// Of the open file that it goes through: set when a lock that was held through it was lost.
+    /// Then the call fails, also if it was under way at that moment.
+    pub locks_lost: Option<&'a AtomicBool>,
 }
 
 /// The primary's answer to a [`Call`].
@@ -149,8 +153,11 @@ impl Session {
             greeted: AtomicBool::new(false),
         });
         let waiting = Waiting::until(Instant::now() + FIRST_SERVICE_WAIT);
-        match session.introduce(&session.life(), &waiting) {
-            Ok(()) => session.has_opened()?,
+        match session.introduce(&waiting) {
+            Ok(life) => {
+                session.begin(life);
+                session.has_opened()?;
+            }
             Err(problem) if session.greeted.load(Ordering::Acquire) => {
                 tracing::warn!("no brick may serve yet: whoever uses the mount waits ({problem})");
                 let weak = Arc::downgrade(&session);
@@ -187,7 +194,7 @@ impl Session {
     /// [`FsError::Interrupted`] when the caller is being killed; [`FsError::TimedOut`] after
     /// `client.io-timeout`; [`FsError::NotConnected`] when the volume is gone or the mount ends;
     /// [`FsError::Io`] when a [`Effect::Once`] call may or may not have been done by a session
-    /// that was fenced. Failures of operations are in the [`Answer`].
+    /// that was fenced, and when a lock it was made under was lost with that session. Failures of operations are in the [`Answer`].
     pub fn call(&self, call: Call<'_>) -> Result<Answer, FsError> {
         let io_timeout = self
             .mounted
@@ -205,7 +212,10 @@ impl Session {
             self.may_go_on(waiting)?;
             self.route.sleep(OPEN_TICK);
         }
+        // The locks of a life are lost before the next one begins: a request in this life either
+        // is made under its locks, or is refused with it.
         let mut life = self.life();
+        has_its_locks(call.locks_lost)?;
         let mut slot = take_slot(&life, call.effect, waiting)?;
         let mut request = Request {
             caller: Some(call.caller),
@@ -216,14 +226,22 @@ impl Session {
         let mut tries = Tries::default();
         loop {
             address(&mut request, &life, slot.as_ref());
-            match self.until_judged(&life, &request, call.payload, &mut tries, waiting) {
+            let mut hunt = Hunt::default();
+            let judged = self.until_judged(
+                &life,
+                &mut request,
+                call.payload,
+                (&mut tries, &mut hunt),
+                waiting,
+            );
+            match judged {
                 Ok(Judged::Answer(answer)) => {
                     if let Some(slot) = slot {
                         slot.answered();
                     }
                     return Ok(answer);
                 }
-                Ok(Judged::Fenced) => {
+                Ok(Judged::Fenced | Judged::NotOpened) => {
                     drop(slot);
                     self.renew(&life, waiting)?;
                     if tries.unanswered && call.effect == Effect::Once {
@@ -234,6 +252,7 @@ impl Session {
                         return Err(FsError::Io);
                     }
                     life = self.life();
+                    has_its_locks(call.locks_lost)?;
                     slot = take_slot(&life, call.effect, waiting)?;
                     tries = Tries::default();
                 }
@@ -255,6 +274,7 @@ impl Session {
             payload: &[],
             effect: Effect::Repeatable,
             split: SplitWork::SplitNone,
+            locks_lost: None,
         };
         let waiting = Waiting::until(Instant::now() + CLOSE_WAIT);
         if let Err(error) = self.call_while(call, &waiting) {
@@ -268,21 +288,20 @@ impl Session {
     fn until_judged(
         &self,
         life: &Life,
-        request: &Request,
+        request: &mut Request,
         payload: &[u8],
-        tries: &mut Tries,
+        (tries, hunt): (&mut Tries, &mut Hunt),
         waiting: &Waiting,
     ) -> Result<Judged, FsError> {
-        let mut hunt = Hunt::default();
         loop {
             self.may_go_on(waiting)?;
             let Some(volume) = self.volume()? else {
-                self.route.pause(&mut hunt);
+                self.route.pause(hunt);
                 continue;
             };
             let version = self.route.version();
-            let Some(brick) = self.route.choose(&volume, &mut hunt) else {
-                self.route.pause(&mut hunt);
+            let Some(brick) = self.route.choose(&volume, hunt) else {
+                self.route.pause(hunt);
                 continue;
             };
             let sent_at = Instant::now();
@@ -303,7 +322,7 @@ impl Session {
                     ReplyStatus::ReplyNotPrimary | ReplyStatus::ReplyNotReady => {
                         tries.unanswered = true;
                         self.greeted.store(true, Ordering::Release);
-                        self.not_here(&brick, &reply, &mut hunt);
+                        self.not_here(&brick, &reply, hunt);
                         waiting.note(hunt.problem());
                     }
                     ReplyStatus::ReplyFenced => return Ok(Judged::Fenced),
@@ -320,36 +339,48 @@ impl Session {
                     }
                     hunt.failed(brick.brick, lost.to_string());
                     waiting.note(hunt.problem());
+                    if request.again && opens_session(request) {
+                        return Ok(Judged::NotOpened);
+                    }
                 }
             }
         }
     }
 
     /// One attempt: over an idle connection if there is one, and at once over a new one if that
-    /// turns out to be dead.
+    /// turns out to be dead. Once it was sent, every further attempt says so: what was sent over a
+    /// connection that is given up may still arrive.
     fn exchange(
         &self,
         volume: &VolumeView,
         brick: &BrickAddress,
         life: &Life,
-        request: &Request,
+        request: &mut Request,
         payload: &[u8],
         stay: &dyn Fn() -> bool,
     ) -> Result<(Reply, Bytes), Lost> {
         let give_up = || !stay();
         while let Some(mut idle) = self.take_idle(brick, life.id()) {
-            match idle.connection.exchange(request, &[payload], &give_up) {
+            let outcome = idle.connection.exchange(request, &[payload], &give_up);
+            request.again = true;
+            match outcome {
                 Ok(answer) => {
                     self.keep_idle(idle);
                     return Ok(answer);
                 }
                 Err(lost @ Lost::GivenUp { .. }) => return Err(lost),
+                Err(lost) if opens_session(request) => {
+                    self.drop_idle(brick);
+                    return Err(lost);
+                }
                 // The brick went away while the connection lay idle, and with it all of its like.
                 Err(_) => self.drop_idle(brick),
             }
         }
         let mut connection = self.connect(volume, brick, life.id(), &give_up)?;
-        let answer = connection.exchange(request, &[payload], &give_up)?;
+        let outcome = connection.exchange(request, &[payload], &give_up);
+        request.again = true;
+        let answer = outcome?;
         self.keep_idle(Idle {
             connection,
             brick: brick.clone(),
@@ -364,90 +395,8 @@ impl Session {
         hunt.failed(brick.brick, format!("{brick}: {}", reply.reason));
     }
 
-    /// Opens the session `life` and takes again what the last one held.
-    fn introduce(&self, life: &Arc<Life>, waiting: &Waiting) -> Result<(), String> {
-        let opened = self.introduce_with(life, vec![session_open(&self.mounted)], waiting)?;
-        if let Some(errno) = opened
-            .last()
-            .map(|result| result.errno)
-            .filter(|errno| *errno != 0)
-        {
-            return Err(format!(
-                "the session was refused: {}",
-                FsError::from_errno(errno)
-            ));
-        }
-        for mut ops in self.holdings.reopen_in_pieces() {
-            while !ops.is_empty() {
-                // An object that is gone meanwhile ends the request; the rest is sent again.
-                let results = self.introduce_with(life, ops.clone(), waiting)?;
-                ops.drain(..results.len().clamp(1, ops.len()));
-            }
-        }
-        Ok(())
-    }
-
-    fn introduce_with(
-        &self,
-        life: &Arc<Life>,
-        ops: Vec<Op>,
-        waiting: &Waiting,
-    ) -> Result<Vec<OpResult>, String> {
-        let slot = life
-            .take_slot(|| self.may_go_on(waiting))
-            .map_err(|e| e.to_string())?;
-        let mut request = Request {
-            caller: Some(Caller::default()),
-            ops,
-            ..Default::default()
-        };
-        address(&mut request, life, Some(&slot));
-        match self.until_judged(life, &request, &[], &mut Tries::default(), waiting) {
-            Ok(Judged::Answer(answer)) => {
-                slot.answered();
-                Ok(answer.results)
-            }
-            Ok(Judged::Fenced) => Err("the new session was refused".to_owned()),
-            Err(error) => Err(waiting.problem().unwrap_or_else(|| error.to_string())),
-        }
-    }
-
-    /// After a fence: a new session takes the place of `old`, once, whoever notices first.
-    fn renew(&self, old: &Arc<Life>, waiting: &Waiting) -> Result<(), FsError> {
-        let _one = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.life().id() != old.id() {
-            return Ok(());
-        }
-        let life = Arc::new(Life::new());
-        let lost_locks = self.holdings.lose_locks();
-        self.say_renewal(old, &life, lost_locks);
-        self.introduce(&life, waiting).map_err(|problem| {
-            tracing::debug!("no new session: {problem}");
-            FsError::NotConnected
-        })?;
+    fn begin(&self, life: Arc<Life>) {
         *self.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
-        self.idle
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clear();
-        Ok(())
-    }
-
-    /// Lost locks are for a human to look at: what they protected may have changed.
-    fn say_renewal(&self, old: &Life, new: &Life, lost_locks: usize) {
-        let (old, new) = (old.id(), new.id());
-        if lost_locks == 0 {
-            tracing::info!(
-                "session {old:016x} is over, {new:016x} begins: this client was silent for too \
-                 long, or every brick that knew it was started again"
-            );
-        } else {
-            tracing::warn!(
-                "session {old:016x} is over, {new:016x} begins: this client was silent for too \
-                 long, or every brick that knew it was started again; {lost_locks} locks are lost, \
-                 files they were held on answer EIO until they are closed"
-            );
-        }
     }
 
     fn life(&self) -> Arc<Life> {
@@ -488,11 +437,9 @@ fn open_later(weak: &Weak<Session>) {
             return;
         };
         let waiting = Waiting::until(Instant::now() + OPEN_AGAIN);
-        // A new life each time: what became of the last one's first request is not known.
-        let life = Arc::new(Life::new());
-        match session.introduce(&life, &waiting) {
-            Ok(()) => {
-                *session.life.lock().unwrap_or_else(PoisonError::into_inner) = life;
+        match session.introduce(&waiting) {
+            Ok(life) => {
+                session.begin(life);
                 match session.has_opened() {
                     Ok(()) => tracing::info!("a brick serves: whoever waited for it goes on"),
                     Err(problem) => tracing::error!("{problem}"),
@@ -507,6 +454,8 @@ fn open_later(weak: &Weak<Session>) {
 enum Judged {
     Answer(Answer),
     Fenced,
+    /// What was to open the session was sent, and nobody said what became of it.
+    NotOpened,
 }
 
 /// What has become of a request so far in this life of the session.
@@ -514,6 +463,14 @@ enum Judged {
 struct Tries {
     /// It was sent at least once and nobody said whether it was done.
     unanswered: bool,
+}
+
+/// What was written or read under a lock must not be sent again without it: others have the lock.
+fn has_its_locks(lost: Option<&AtomicBool>) -> Result<(), FsError> {
+    match lost {
+        Some(lost) if lost.load(Ordering::Acquire) => Err(FsError::Io),
+        Some(_) | None => Ok(()),
+    }
 }
 
 fn take_slot(
@@ -530,19 +487,14 @@ fn take_slot(
 fn address(request: &mut Request, life: &Life, slot: Option<&SlotGuard>) {
     request.session = life.id();
     request.epoch = None::<EpochRef>;
+    request.again = false;
     (request.slot, request.seq) = slot.map_or((0, 0), SlotGuard::number);
 }
 
-fn session_open(mounted: &Mounted) -> Op {
-    use mortar_proto::data::{SessionOpen, op};
-    let open = SessionOpen {
-        host: mounted.host.clone(),
-        pid: std::process::id(),
-        mount_point: mounted.mount_point.clone(),
-    };
-    Op {
-        op: Some(op::Op::SessionOpen(open)),
-    }
+fn opens_session(request: &Request) -> bool {
+    use mortar_proto::data::op;
+    let first = request.ops.first().and_then(|op| op.op.as_ref());
+    matches!(first, Some(op::Op::SessionOpen(_)))
 }
 
 fn session_close() -> Op {

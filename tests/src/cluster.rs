@@ -5,6 +5,7 @@
 //!
 //! Needs root, `ip`, `iptables`, `nsenter`, `unshare` and `findmnt`.
 
+mod bad_disk;
 mod check;
 mod disk;
 mod docker;
@@ -25,16 +26,16 @@ use std::time::Duration;
 use rustix::mount::{MountPropagationFlags, mount_bind, mount_change};
 
 pub use check::{Allowed, assert_bricks_equal, brick_differences};
+pub use disk::DiskTrouble;
 pub use docker::{Container, Docker, RunOptions};
 pub use host::{CLI_WITHIN, Host, PORT};
 pub use mount::Mount;
 pub use net::{Cable, Place};
 pub use pool::VOLUME;
 pub use power::{FileSystem, Signs, cut_power};
-pub use process::{Process, Ran, Running, program, run, wait_until};
+pub use process::{Process, Ran, Running, program, run, signal_process, wait_until};
 
 use net::{Switch, processes_in};
-use process::signal_process;
 
 /// A cluster that lives longer hangs: its processes are killed, so that a test that waits inside
 /// the kernel for a file system that does not answer fails instead of standing still.
@@ -46,8 +47,8 @@ pub struct Cluster {
     hosts: Vec<Host>,
     switch: Switch,
     base: PathBuf,
-    /// Dropping it ends the watchdog.
-    _watchdog: Sender<()>,
+    /// A word renews the watchdog's patience, dropping it ends it.
+    watchdog: Sender<()>,
     /// The last field: what dropping the others leaves is removed by it.
     _remains: Remains,
 }
@@ -80,12 +81,12 @@ impl Cluster {
             .map(|host| format!("{} {}\n", host.address, host.name));
         let text = std::iter::once("127.0.0.1 localhost\n".to_owned()).chain(lines);
         fs::write(base.join("hosts"), text.collect::<String>()).expect("the hosts file");
-        let _watchdog = start_watchdog(&id, names);
+        let watchdog = start_watchdog(&id, names);
         Cluster {
             hosts,
             switch,
             base,
-            _watchdog,
+            watchdog,
             _remains,
         }
     }
@@ -103,6 +104,12 @@ impl Cluster {
     /// All hosts, in the order given.
     pub fn hosts(&self) -> &[Host] {
         &self.hosts
+    }
+
+    /// Says that the test comes on: from now on the cluster may live for its whole time again.
+    pub fn lives_on(&self) {
+        // A watchdog that has ended has killed everything already.
+        let _ = self.watchdog.send(());
     }
 
     /// A folder for the test's own files, removed with the cluster.
@@ -174,7 +181,11 @@ fn start_watchdog(id: &str, hosts: &[&str]) -> Sender<()> {
     let namespaces: Vec<String> = hosts.iter().map(|host| format!("{id}-{host}")).collect();
     std::thread::spawn(move || {
         let life_max = crate::scale::pick(LIFE_MAX, LIFE_MAX_FULL);
-        if ended.recv_timeout(life_max) == Err(RecvTimeoutError::Timeout) {
+        let mut heard = Ok(());
+        while heard.is_ok() {
+            heard = ended.recv_timeout(life_max);
+        }
+        if heard == Err(RecvTimeoutError::Timeout) {
             eprintln!("a cluster lives for {life_max:?}: it hangs, its processes are killed");
             for pid in processes_in(&namespaces) {
                 signal_process(pid, rustix::process::Signal::KILL);

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mortar_common::Gfid;
 use mortar_proto::data::{
-    Caller, Create, Hello, KeepAlive, Op, Reply, Request, Role, SessionOpen, op,
+    Caller, Create, Hello, KeepAlive, Lookup, Op, Reply, Request, Role, SessionOpen, Unlink, op,
 };
 use mortar_proto::frame::{self, Frame, FrameError, Kind};
 use mortar_proto::registry::Volume;
@@ -19,6 +19,7 @@ pub struct RawClient {
     stream: TcpStream,
     session: u64,
     seq: u64,
+    again: bool,
 }
 
 impl RawClient {
@@ -28,16 +29,8 @@ impl RawClient {
     /// When the brick refuses.
     #[track_caller]
     pub fn open(host: &Host, volume: &Volume) -> Self {
-        let stream = host.connect(ANSWER_WITHIN).expect("a connection to brickd");
         let session = rand::random::<u64>().max(1);
-        let answer = hello(&stream, &client_hello(volume, primary_of(volume), session));
-        let answer = answer.expect("an answer to the hello");
-        assert_eq!(answer.refusal, "", "the brick refuses");
-        let mut client = RawClient {
-            stream,
-            session,
-            seq: 0,
-        };
+        let mut client = RawClient::connect(host, volume, primary_of(volume), session);
         let open = SessionOpen {
             host: host.name.clone(),
             pid: 1,
@@ -52,6 +45,34 @@ impl RawClient {
             "{reply:?}"
         );
         client
+    }
+
+    /// Another connection of the same session, to `brick` on `host`.
+    ///
+    /// # Panics
+    /// When the brick refuses.
+    #[track_caller]
+    pub fn beside(&self, host: &Host, volume: &Volume, brick: u64) -> Self {
+        RawClient::connect(host, volume, brick, self.session)
+    }
+
+    #[track_caller]
+    fn connect(host: &Host, volume: &Volume, brick: u64, session: u64) -> Self {
+        let stream = host.connect(ANSWER_WITHIN).expect("a connection to brickd");
+        let answer = hello(&stream, &client_hello(volume, brick, session));
+        let answer = answer.expect("an answer to the hello");
+        assert_eq!(answer.refusal, "", "the brick refuses");
+        RawClient {
+            stream,
+            session,
+            seq: 0,
+            again: false,
+        }
+    }
+
+    /// What it sends from now on was sent before, it says.
+    pub fn say_again(&mut self) {
+        self.again = true;
     }
 
     /// One operation and its answer.
@@ -75,6 +96,7 @@ impl RawClient {
             epoch: None,
             caller: Some(Caller::default()),
             ops: vec![Op { op: Some(op) }],
+            again: self.again,
             ..Default::default()
         };
         frame::send(&mut self.stream, Kind::Request, &request, &[])?;
@@ -90,19 +112,36 @@ impl RawClient {
 
     /// [`RawClient::create`] under this (slot, seq).
     pub fn create_as(&mut self, number: (u32, u64), name: &[u8]) -> Option<i32> {
+        let (slot, seq) = (u64::from(number.0), number.1);
         let create = Create {
             parent: Some(Gfid::ROOT),
             name: name.to_vec().into(),
             gfid: Some(Gfid::new(
                 mortar_common::placement::name_slot(Gfid::ROOT, name),
-                1,
-                99,
+                seq,
+                slot << 32 | 99,
             )),
             mode: 0o100_644,
             exclusive: true,
             ..Default::default()
         };
         let reply = self.request_as(number, op::Op::Create(create)).ok()?;
+        reply.results.first().map(|result| result.errno)
+    }
+
+    /// Removes a name from the root under this (slot, seq); the errno, 0 when it is gone.
+    pub fn unlink_as(&mut self, number: (u32, u64), name: &[u8]) -> Option<i32> {
+        let lookup = Lookup {
+            parent: Some(Gfid::ROOT),
+            name: name.to_vec().into(),
+        };
+        let found = self.request_as((0, 0), op::Op::Lookup(lookup)).ok()?;
+        let unlink = Unlink {
+            parent: Some(Gfid::ROOT),
+            name: name.to_vec().into(),
+            gfid: found.results.first()?.objects.first()?.gfid,
+        };
+        let reply = self.request_as(number, op::Op::Unlink(unlink)).ok()?;
         reply.results.first().map(|result| result.errno)
     }
 
@@ -132,6 +171,19 @@ pub fn client_hello(volume: &Volume, brick: u64, session: u64) -> Hello {
 #[track_caller]
 pub fn primary_of(volume: &Volume) -> u64 {
     volume.sets[0].epoch.as_ref().expect("an epoch").primary
+}
+
+/// An in-sync brick's id that is not the primary's.
+///
+/// # Panics
+/// When there is none.
+#[track_caller]
+pub fn backup_of(volume: &Volume) -> u64 {
+    let epoch = volume.sets[0].epoch.as_ref().expect("an epoch");
+    let mut copies = epoch.in_sync.iter().map(|copy| copy.brick);
+    copies
+        .find(|brick| *brick != epoch.primary)
+        .expect("a backup")
 }
 
 /// Sends a greeting and reads the answer.

@@ -2,14 +2,19 @@
 //! tests of one subject share, and the simulator of the replication logic.
 
 pub mod cluster;
+pub mod faults;
 pub mod frames;
+pub mod mapping;
+pub mod model;
 pub mod outage;
 pub mod power;
 pub mod report;
 pub mod requests;
 pub mod scale;
 pub mod simulator;
+pub mod sqlite;
 pub mod stall;
 pub mod tickets;
+pub mod tools;
 pub mod trees;
 pub mod users;

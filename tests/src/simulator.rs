@@ -1,15 +1,18 @@
 //! A whole cluster in one thread: the product's own replication core
-//! ([`brickd::replica::core::Core`]), its order of changes ([`brickd::replica::keys::KeyQueue`]) and
-//! its index of what absent copies lack ([`brickd::replica::absent::Absent`], with the marks and
-//! their journals) for every copy; doubles for the registry, the network, the disks and the healer
+//! ([`brickd::replica::core::Core`]), its order of changes ([`brickd::replica::keys::KeyQueue`]), its
+//! index of what absent copies lack ([`brickd::replica::absent::Absent`], with the marks and their
+//! journals), its sessions, results and locks ([`brickd::replica::memory::Memory`]) and its times
+//! ([`brickd::replica::times::SetTime`]) for every copy; doubles for the registry, the network, the disks and the healer
 //! that carries what is marked; clients that check what they see; and faults. All of it follows
 //! from one seed.
 //!
 //! Checked at each step: what is acknowledged is on every in-sync copy; in one epoch only one life
-//! of one copy answers; no read is answered in an epoch that another has replaced. Checked again
+//! of one copy answers; no read is answered in an epoch that another has replaced; no change is
+//! older than one that was answered before. Checked again
 //! and again: what an in-sync copy would heal each other one of covers all that differs even if
 //! that one lost power. Checked at the end, when the faults have stopped: all copies are in sync,
-//! equal, and every register's history is linearizable, with each request done once.
+//! equal, and every register's and every lock's history is linearizable, with each request done
+//! once and refused requests never.
 //!
 //! With two voters both sides may go on alone. Then the split must be detected, the operator
 //! chooses, and the copies must become equal; what one side acknowledged is given up by design.
@@ -25,6 +28,7 @@ mod network;
 mod primary;
 mod random;
 mod registry;
+mod sessions;
 mod stream;
 mod world;
 
@@ -54,6 +58,12 @@ pub enum Bug {
     Resume,
     /// A copy that joins does not take the results of its predecessors.
     ForgetTable,
+    /// A copy that joins does not learn how far slots without a result are.
+    ForgetSlots,
+    /// What a refused request came to is not recorded.
+    ForgetRefusals,
+    /// A new primary gives times by its own clock alone.
+    ForgetTimes,
     /// Only the primary notes what absent copies lack.
     MarkOnOne,
     /// A refused connection is taken for a death.
@@ -64,7 +74,7 @@ pub enum Bug {
 
 impl Bug {
     /// Every planted fault.
-    pub const ALL: [Bug; 11] = [
+    pub const ALL: [Bug; 14] = [
         Bug::AckEarly,
         Bug::ApplyEarly,
         Bug::SameNumber,
@@ -73,6 +83,9 @@ impl Bug {
         Bug::ServeSyncing,
         Bug::Resume,
         Bug::ForgetTable,
+        Bug::ForgetSlots,
+        Bug::ForgetRefusals,
+        Bug::ForgetTimes,
         Bug::MarkOnOne,
         Bug::RefusedIsDead,
         Bug::JoinUnhealed,
@@ -98,6 +111,10 @@ pub struct Summary {
     pub whole: usize,
     /// Copies that were healed and taken back.
     pub joins: usize,
+    /// Sessions that clients found ended.
+    pub fenced: usize,
+    /// Requests that were sent more than once, changed nothing, and were recorded.
+    pub settled: usize,
     /// Both sides of a two-voter pool went alone.
     pub split: bool,
     /// Two voters: the set was closed until the operator chose a copy.
@@ -117,6 +134,8 @@ impl Summary {
         self.heals += other.heals;
         self.whole += other.whole;
         self.joins += other.joins;
+        self.fenced += other.fenced;
+        self.settled += other.settled;
         self.split |= other.split;
         self.operator |= other.operator;
         self.rolled_back |= other.rolled_back;
@@ -134,14 +153,17 @@ impl std::fmt::Display for Summary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "{} steps, {} operations, {} faults, {} epochs, {} heals ({} of everything), {} joins",
+            "{} steps, {} operations, {} faults, {} epochs, {} heals ({} of everything), {} joins, \
+             {} sessions ended, {} requests settled",
             self.steps,
             self.operations,
             self.faults,
             self.epochs,
             self.heals,
             self.whole,
-            self.joins
+            self.joins,
+            self.fenced,
+            self.settled
         )
     }
 }

@@ -11,12 +11,14 @@ use std::time::Duration;
 use mortar_proto::SLOTS_PER_SESSION;
 use mortar_proto::data::Hello;
 use mortar_proto::frame::{HEADER_BYTES_MAX, Kind, MAGIC, PAYLOAD_BYTES_MAX, PREAMBLE_BYTES, send};
-use tests::cluster::{Cluster, Host, PORT, VOLUME, run};
-use tests::frames::{RawClient, client_hello, hello, primary_of};
+use tests::cluster::{Cluster, Host, PORT, VOLUME, run, wait_until};
+use tests::frames::{RawClient, backup_of, client_hello, hello, primary_of};
 
 const SOON: Duration = Duration::from_secs(20);
 /// A peer that says nonsense is told apart from a slow one within this time.
 const CLOSED_WITHIN: Duration = Duration::from_secs(30);
+
+const FAILOVER_WITHIN: Duration = Duration::from_secs(30);
 
 /// One brickd in a pool of its own, without a volume.
 fn alone() -> Cluster {
@@ -273,6 +275,35 @@ fn every_slot_of_a_session_remembers_and_there_are_no_more() {
     let beyond = (SLOTS_PER_SESSION, 1);
     assert_eq!(client.create_as(beyond, b"in no slot"), None);
     assert!(!cluster.brick("gfs01").join("in no slot").exists());
+}
+
+/// A client was told EEXIST; a copy of that request which comes late, when the name is free, makes
+/// no file: neither at the primary that refused it nor, after a failover, at the next one.
+#[test]
+fn a_late_copy_of_a_refused_request_changes_nothing() {
+    let cluster = Cluster::two_hosts();
+    let volume = cluster.volume(VOLUME);
+    let primary = cluster.primary(VOLUME);
+    let mut client = RawClient::open(primary, &volume);
+    assert_eq!(client.create_as((1, 1), b"name"), Some(0));
+    // The copy that is answered is not the first: that one is still on its way.
+    let mut again = client.beside(primary, &volume, primary_of(&volume));
+    again.say_again();
+    assert_eq!(again.create_as((2, 1), b"name"), Some(libc::EEXIST));
+    assert_eq!(client.unlink_as((1, 2), b"name"), Some(0));
+    assert_eq!(client.create_as((2, 1), b"name"), Some(libc::EEXIST));
+    let survivor = cluster.backup(VOLUME);
+    let mut late = client.beside(survivor, &volume, backup_of(&volume));
+    primary.kill_brickd();
+    let mut answer = None;
+    wait_until(FAILOVER_WITHIN, "the survivor answers", || {
+        answer = late.create_as((2, 1), b"name");
+        answer.is_some()
+    });
+    assert_eq!(answer, Some(libc::EEXIST));
+    assert!(!cluster.brick(&survivor.name).join("name").exists());
+    // The slot goes on as ever.
+    assert_eq!(late.create_as((2, 2), b"name"), Some(0));
 }
 
 #[test]

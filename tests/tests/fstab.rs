@@ -4,7 +4,7 @@
 
 use std::fs::{self, Permissions};
 use std::io::ErrorKind;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -29,7 +29,9 @@ struct Installed<'a> {
 impl<'a> Installed<'a> {
     fn on(cluster: &'a Cluster, host: &str) -> Self {
         let (sbin, log) = (cluster.folder("sbin"), cluster.folder("log"));
-        fs::copy(program("mount-mortar"), sbin.join("mount.mortar")).unwrap();
+        let installed = fs::copy(program("mount-mortar"), sbin.join("mount.mortar"));
+        installed.expect("the client as /sbin/mount.mortar");
+        symlink("mount.mortar", sbin.join("mount.fuse.mortar")).unwrap();
         let fstab = cluster.folder("etc").join("fstab");
         fs::write(&fstab, "").unwrap();
         Installed {
@@ -300,5 +302,49 @@ fn the_options_of_a_line_do_what_they_say() {
         client.run(&format!("umount {}", point.display())).ok();
     }
     client.wait_unmounted(&plain);
+    cluster.assert_logs_clean(&[]);
+}
+
+#[test]
+fn a_mount_is_made_read_only_and_writable_again_in_its_place() {
+    let cluster = Cluster::two_hosts();
+    let client = Installed::on(&cluster, "client");
+    let (point, empty) = (client.point("v01"), client.point("empty"));
+    let options = "defaults,_netdev,nosuid,attribute-timeout=0.5";
+    client.fstab(&[("gfs01,gfs02:/v01", &point, options)]);
+    client.run(&format!("mount {}", point.display())).ok();
+    fs::write(point.join("file"), "x").unwrap();
+    let has = |flag: &str| {
+        let line = mount_line(&point).expect("it stays mounted");
+        let flags = line.split(' ').nth(3).unwrap().to_owned();
+        flags.split(',').any(|one| one == flag)
+    };
+    let reader = fs::File::open(point.join("file")).unwrap();
+
+    // By its place alone, and by the type that fstab has.
+    for kind in ["", "-t mortar "] {
+        let to = |options: &str| {
+            let words = format!("mount {kind}-o remount,{options} {}", point.display());
+            client.run(&words).ok();
+        };
+        to("ro");
+        assert!(has("ro"), "{kind}");
+        let refused = fs::write(point.join("file"), "y").unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ReadOnlyFilesystem);
+        assert_eq!(fs::read_to_string(point.join("file")).unwrap(), "x");
+        to("rw");
+        assert!(!has("ro"), "{kind}");
+        fs::write(point.join("file"), "x").unwrap();
+    }
+    assert_eq!(std::io::read_to_string(reader).unwrap(), "x");
+
+    let at = empty.display();
+    let nothing = client.run(&format!("mount.mortar gfs01:/v01 {at} -o remount,ro"));
+    assert_eq!(nothing.status.code(), FAILED);
+    let said = nothing.refused();
+    assert!(said.contains("no Mortar volume is mounted"), "{said}");
+    client.run(&format!("umount {}", point.display())).ok();
+    client.wait_unmounted(&point);
+    cluster.assert_healed_and_equal();
     cluster.assert_logs_clean(&[]);
 }

@@ -13,6 +13,7 @@ use super::reach::holders;
 use super::volumes::find_brick;
 use super::{AdminService, Refusal};
 use crate::host::SPLIT_WORDS;
+use crate::replica::UNKNOWN_WORDS;
 
 /// What stands for a brick whose host gives no answer, as `heal info` prints it.
 const NOT_CONNECTED: &str = "Transport endpoint is not connected";
@@ -84,7 +85,11 @@ impl AdminService {
             })?;
             request.brick_id = brick.id;
             let states = self.brick_states(&view, &volume.name).await;
-            let apart = |state: &BrickState| state.detail.starts_with(SPLIT_WORDS);
+            let apart = |state: &BrickState| {
+                let of_this = state.id == request.brick_id;
+                state.detail.starts_with(SPLIT_WORDS)
+                    || of_this && state.detail.starts_with(UNKNOWN_WORDS)
+            };
             if request.argument.is_empty() && states.values().any(apart) {
                 request.set_action(HealAction::HealSplitTrust);
                 at = view.peers.get(&brick.peer).cloned().ok_or_else(|| {

@@ -17,8 +17,10 @@ impl AdminService {
         match known {
             _ if host.eq_ignore_ascii_case("localhost") => return Ok(PROBE_SELF.to_owned()),
             Some(peer) if self.is_local(peer) => return Ok(PROBE_SELF.to_owned()),
-            Some(peer) => return Ok(in_list(host, peer.port)),
-            None => {}
+            Some(peer) if !self.answers(peer).await => return Ok(in_list(host, peer.port)),
+            // Who answers there may be another peer than the one that was, or have been left behind
+            // by a recovery: the registry knows.
+            Some(_) | None => {}
         }
         let invited =
             tokio::time::timeout(REGISTRY_ANSWER_MAX, self.registry.invite(host.to_owned()));
@@ -29,6 +31,7 @@ impl AdminService {
             ))),
             Ok(Err(refusal)) => Err(refusal),
             Ok(Ok(Invited::Joined)) => Ok(String::new()),
+            Ok(Ok(Invited::Returned(words))) => Ok(words),
             Ok(Ok(Invited::AlreadyMember(port))) => Ok(in_list(host, port)),
             Ok(Ok(Invited::Itself)) => Ok(PROBE_SELF.to_owned()),
         }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use futures::future::join_all;
 use mortar_proto::control::pool_client::PoolClient;
 use mortar_proto::control::{
-    BrickState, Empty, PrepareBrickReply, PrepareBrickRequest, VolumeHealReply, VolumeHealRequest,
-    VolumeName,
+    BrickState, CheckPage, CheckRequest, Empty, PrepareBrickReply, PrepareBrickRequest,
+    VolumeHealReply, VolumeHealRequest, VolumeName,
 };
 use mortar_proto::registry::{Peer, View};
 use tonic::transport::{Channel, Endpoint};
@@ -21,6 +21,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 /// A connection whose other end says nothing to a ping for this long is given up, so that a peer
 /// that was cut off is found again at once when it is back.
 const SILENCE_MAX: Duration = Duration::from_secs(3);
+/// How long a page of `volume check` may take: a second of work on a disk that has other work too.
+const CHECK_ANSWER_MAX: Duration = Duration::from_secs(60);
 /// Channels kept; a pool is far smaller, so beyond this they are those of peers long gone.
 const CHANNELS_MAX: usize = 256;
 
@@ -133,6 +135,25 @@ impl AdminService {
         bounded(peer, client.local_heal(request)).await
     }
 
+    /// One page of what a brick of a peer holds.
+    pub(super) async fn check_at(
+        &self,
+        peer: &Peer,
+        request: CheckRequest,
+    ) -> Result<CheckPage, Refusal> {
+        let page = if self.is_local(peer) {
+            self.ask_local_within(CHECK_ANSWER_MAX, peer, move |local| local.check(&request))
+                .await?
+        } else {
+            let mut client = self.pool_client(peer)?;
+            bounded_within(CHECK_ANSWER_MAX, peer, client.local_check(request)).await?
+        };
+        match page.refusal.is_empty() {
+            true => Ok(page),
+            false => Err(Refusal(format!("{}: {}", peer.host, page.refusal))),
+        }
+    }
+
     /// Whether a peer answers, and is who it should be.
     pub(super) async fn is_connected(&self, peer: &Peer) -> bool {
         if self.is_local(peer) {
@@ -144,6 +165,14 @@ impl AdminService {
         bounded(peer, client.identify(Empty {}))
             .await
             .is_ok_and(|who| who.peer == peer.id)
+    }
+
+    /// Whether a brickd answers at the peer's address, whichever it is.
+    pub(super) async fn answers(&self, peer: &Peer) -> bool {
+        match self.pool_client(peer) {
+            Ok(mut client) => bounded(peer, client.identify(Empty {})).await.is_ok(),
+            Err(_) => false,
+        }
     }
 
     pub(super) fn is_local(&self, peer: &Peer) -> bool {
@@ -161,6 +190,15 @@ impl AdminService {
         peer: &Peer,
         ask: impl FnOnce(&dyn LocalBricks) -> T + Send + 'static,
     ) -> Result<T, Refusal> {
+        self.ask_local_within(PEER_ANSWER_MAX, peer, ask).await
+    }
+
+    async fn ask_local_within<T: Send + 'static>(
+        &self,
+        within: Duration,
+        peer: &Peer,
+        ask: impl FnOnce(&dyn LocalBricks) -> T + Send + 'static,
+    ) -> Result<T, Refusal> {
         let local = self.local.clone();
         let calls = self.local_calls.clone();
         let answer = async move {
@@ -172,7 +210,7 @@ impl AdminService {
             });
             job.await.ok()
         };
-        match tokio::time::timeout(PEER_ANSWER_MAX, answer).await {
+        match tokio::time::timeout(within, answer).await {
             Ok(Some(answer)) => Ok(answer),
             Ok(None) => Err(Refusal(format!(
                 "the bricks of {} could not be asked",
@@ -210,7 +248,15 @@ async fn bounded<T>(
     peer: &Peer,
     ask: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
 ) -> Result<T, Refusal> {
-    match tokio::time::timeout(PEER_ANSWER_MAX, ask).await {
+    bounded_within(PEER_ANSWER_MAX, peer, ask).await
+}
+
+async fn bounded_within<T>(
+    within: Duration,
+    peer: &Peer,
+    ask: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+) -> Result<T, Refusal> {
+    match tokio::time::timeout(within, ask).await {
         Ok(Ok(reply)) => Ok(reply.into_inner()),
         Err(_) => Err(Refusal(no_answer(&peer.host))),
         Ok(Err(status)) => match status.code() {

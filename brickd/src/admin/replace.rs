@@ -27,7 +27,7 @@ use crate::host::{SPLIT_WORDS, STOPPING_WORDS};
 /// host may be gone without a word, and the registry may need a new leader.
 const OUT_WAIT_MAX: Duration = Duration::from_secs(20);
 /// A stopped brick lets go of its folder within this: it writes everything back first.
-const FOLDER_WAIT_MAX: Duration = Duration::from_secs(20);
+pub(super) const FOLDER_WAIT_MAX: Duration = Duration::from_secs(20);
 
 /// What is to be replaced.
 struct Leaving {

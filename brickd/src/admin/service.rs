@@ -16,6 +16,8 @@ type Answer<T> = Result<Response<T>, Status>;
 
 #[tonic::async_trait]
 impl Admin for AdminService {
+    type VolumeCheckStream = super::check::Told;
+
     async fn peer_probe(&self, request: Request<PeerName>) -> Answer<Done> {
         let host = request.into_inner().host;
         self.to_the_end(|admin| async move { admin.probe(&host).await })
@@ -95,6 +97,12 @@ impl Admin for AdminService {
 
     async fn volume_heal(&self, request: Request<VolumeHealRequest>) -> Answer<VolumeHealReply> {
         Ok(Response::new(self.heal_volume(request.into_inner()).await))
+    }
+
+    async fn volume_check(&self, request: Request<VolumeName>) -> Answer<Self::VolumeCheckStream> {
+        Ok(Response::new(
+            self.check_volume(request.into_inner().volume),
+        ))
     }
 
     async fn brick_stop(&self, request: Request<BrickName>) -> Answer<Done> {

@@ -183,6 +183,8 @@ impl AdminService {
         }
         if !started {
             self.set_status(&name, VolumeStatus::VolumeStarted).await?;
+        } else if trusted.is_none() {
+            self.restart_closed(&volume, None).await?;
         }
         if let Some(brick) = trusted {
             self.trust(&volume, brick).await?;
@@ -282,6 +284,11 @@ impl AdminService {
             let Some(brick) = find_brick(&view, volume, &spec) else {
                 continue;
             };
+            let up = BrickStatus::BrickUp;
+            let again = status == up && brick.status() == up;
+            if again && self.restart_closed(volume, Some(brick.id)).await? > 0 {
+                return Ok(String::new());
+            }
             if brick.status() == status {
                 let is = if status == BrickStatus::BrickUp {
                     "not stopped"

@@ -86,7 +86,8 @@ impl Inner {
             | Step::SessionEnd(_)
             | Step::Open(_)
             | Step::Release(_)
-            | Step::Lock(_) => Ok(()),
+            | Step::Lock(_)
+            | Step::Settled(_) => Ok(()),
         }
     }
 
@@ -163,6 +164,7 @@ fn is_memory_only(step: &Step) -> bool {
             | Step::Open(_)
             | Step::Release(_)
             | Step::Lock(_)
+            | Step::Settled(_)
     )
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use mortar_common::{FsError, Gfid};
 use mortar_proto::data::Time;
-use rustix::fs::{AtFlags, Timespec, Timestamps};
+use rustix::fs::{AtFlags, StatVfsMountFlags, Timespec, Timestamps};
 use rustix::io::Errno;
 
 use super::durable;
@@ -115,7 +115,7 @@ impl Inner {
         match self.failed.get() {
             None => Ok(()),
             Some(first) => Err(BrickError::Disk {
-                what: "a change after the first failure".to_owned(),
+                what: format!("brick {}", self.path.display()),
                 source: std::io::Error::other(first.clone()),
             }),
         }
@@ -158,6 +158,19 @@ impl Inner {
              brickd",
             self.path.display()
         )))
+    }
+
+    /// Refuses, from now on for good, when the kernel has made the disk read-only, as it does with
+    /// one that it finds damaged: a copy that takes nothing must not wait for the first change to
+    /// say so.
+    pub fn check_writable(&self) -> Result<(), BrickError> {
+        let is_read_only = rustix::fs::fstatvfs(&self.root)
+            .map(|stat| stat.f_flag.contains(StatVfsMountFlags::RDONLY))
+            .map_err(|error| self.error(error, || "looking at the brick's disk".to_owned()))?;
+        match is_read_only {
+            true => Err(self.error(Errno::ROFS, || format!("brick {}", self.path.display()))),
+            false => Ok(()),
+        }
     }
 
     /// Puts an object that was just made in memory.

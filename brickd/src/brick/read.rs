@@ -233,6 +233,15 @@ impl Inner {
         Ok(sum.digest())
     }
 
+    /// Drops what the kernel's page cache has of a range and the disk has too. A hint: what cannot be
+    /// dropped is read from the cache.
+    pub fn forget_cached(&self, gfid: Gfid, offset: u64, len: u64) {
+        if let (Ok((_, fd)), Some(len)) = (self.file(gfid), std::num::NonZeroU64::new(len)) {
+            let advice = rustix::fs::Advice::DontNeed;
+            let _ = rustix::fs::fadvise(&fd, offset, Some(len), advice);
+        }
+    }
+
     pub fn path_of(&self, gfid: Gfid) -> Option<String> {
         let hot = self.hot(gfid).ok()?;
         if hot.is_dir() {

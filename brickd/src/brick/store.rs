@@ -147,6 +147,8 @@ pub trait HealSource: Store {
     fn next_extent(&self, gfid: Gfid, offset: u64) -> Result<Option<(u64, u64, bool)>, BrickError>;
     /// xxh3 of the bytes of a range.
     fn sum(&self, gfid: Gfid, offset: u64, len: u64) -> Result<u64, BrickError>;
+    /// The next read of this range comes from the disk, as far as it has been written there.
+    fn forget_cached(&self, gfid: Gfid, offset: u64, len: u64);
     /// The path from the root at which the object is found, for people to read.
     fn path_of(&self, gfid: Gfid) -> Option<String>;
     /// Every gfid this brick has a handle of in the `wanted` folders ([`handle_bucket`]), in no

@@ -250,6 +250,17 @@ pub enum VolumeCommand {
         #[arg(value_name = "WORDS")]
         words: Vec<String>,
     },
+    /// Compare all bricks of a volume that is in use, and report whatever is unequal or left over
+    #[command(
+        long_about = "Compares all bricks of a volume, which may be in use: names, types, modes, owners, sizes, times of \
+        modification, extended attributes, links and every byte. Reports what is unequal, orphan handles, wrong link \
+        counts, names that are no objects and stale marks, each once it has stayed so for some seconds. The exit status \
+        is 0 when there is nothing to report. With --timeout the check may be silent for so long; it may take longer."
+    )]
+    Check {
+        /// The volume's name
+        name: String,
+    },
 }
 
 /// `mortar brick …`

@@ -1,4 +1,4 @@
-//! `mortar volume …`, but for status and heal.
+//! `mortar volume …`, but for status, heal and check.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -15,7 +15,7 @@ use serde_json::{Map, Value, json};
 use super::connect::Session;
 use super::grammar::VolumeCommand;
 use super::keywords::{self, Force};
-use super::{Failure, Report, finish, heal, volume_status};
+use super::{Failure, Report, check, finish, heal, volume_status};
 use crate::admin::options::{self, Spec, TABLE};
 
 const STOP_QUESTION: &str =
@@ -45,6 +45,7 @@ pub async fn run(command: VolumeCommand, session: &Session<'_>) -> Result<Report
         VolumeCommand::ReplaceBrick { name, words } => replace_brick(name, &words, session).await,
         VolumeCommand::ResetBrick { name, words } => reset_brick(name, &words, session).await,
         VolumeCommand::Heal { name, words } => heal::run(name, &words, session).await,
+        VolumeCommand::Check { name } => check::run(name, session).await,
     }
 }
 

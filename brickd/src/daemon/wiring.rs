@@ -41,11 +41,13 @@ impl admin::Registry for AdminRegistry {
     fn invite(&self, host: String) -> BoxFuture<'_, Result<Invited, Refusal>> {
         Box::pin(async move {
             let (host, port) = split_port(&host)?;
-            match self.0.invite(&host, port).await.map_err(Refusal::new)? {
+            let invited = self.0.invite(&host, port).await.map_err(Refusal::new)?;
+            match &invited {
                 registry::Invited::Joined(_) => Ok(Invited::Joined),
+                registry::Invited::Returned(_) => Ok(Invited::Returned(invited.to_string())),
                 registry::Invited::Localhost => Ok(Invited::Itself),
                 registry::Invited::Already { port, .. } => {
-                    Ok(Invited::AlreadyMember(u32::from(port)))
+                    Ok(Invited::AlreadyMember(u32::from(*port)))
                 }
             }
         })

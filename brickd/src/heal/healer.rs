@@ -25,6 +25,7 @@ use super::progress::{HealControl, Progress};
 use super::query::{ask_stat, file_type, found};
 use super::touch::{Lacks, TO_THE_END, Touch};
 use compare::Walk;
+pub use compare::next_chunk;
 
 /// Objects taken at a time.
 const BATCH_OBJECTS: usize = 2_048;

@@ -54,13 +54,27 @@ pub fn object_sum(step: &HealObjectStep) -> u64 {
     xxh3_64(&step.encode_to_vec())
 }
 
+/// A sum of what copies in sync must not differ in. Counters and the times beside mtime may be behind
+/// on a copy that was killed.
+pub fn plain_sum(step: &HealObjectStep) -> u64 {
+    let mut step = step.clone();
+    if let Some(object) = &mut step.object {
+        (object.data_counter, object.attr_counter) = (0, 0);
+        (object.atime, object.ctime) = (None, None);
+        if file_type(object) == libc::S_IFDIR {
+            object.mtime = None;
+        }
+    }
+    object_sum(&step)
+}
+
 /// The type bits of an object's mode.
-pub(super) fn file_type(object: &Object) -> u32 {
+pub fn file_type(object: &Object) -> u32 {
     object.mode & libc::S_IFMT
 }
 
 /// `None` for what is not there.
-pub(super) fn found<T>(result: Result<T, BrickError>) -> Result<Option<T>, BrickError> {
+pub fn found<T>(result: Result<T, BrickError>) -> Result<Option<T>, BrickError> {
     match result {
         Ok(value) => Ok(Some(value)),
         Err(BrickError::Refused {
@@ -74,7 +88,32 @@ pub(super) fn found<T>(result: Result<T, BrickError>) -> Result<Option<T>, Brick
 /// Asks what a copy has of this object.
 pub(super) fn ask_stat(gfid: Gfid) -> Op {
     Op {
-        op: Some(Ask::HealStat(HealStat { gfid: Some(gfid) })),
+        op: Some(Ask::HealStat(HealStat {
+            gfid: Some(gfid),
+            plain: false,
+        })),
+    }
+}
+
+/// Asks what an in-sync copy has of this object: its plain sum.
+pub fn ask_plain_stat(gfid: Gfid) -> Op {
+    Op {
+        op: Some(Ask::HealStat(HealStat {
+            gfid: Some(gfid),
+            plain: true,
+        })),
+    }
+}
+
+/// Asks for the sum of a range as the disk has it.
+pub fn ask_sum_on_disk(gfid: Gfid, offset: u64, len: u64) -> Op {
+    Op {
+        op: Some(Ask::SumRange(SumRange {
+            gfid: Some(gfid),
+            offset,
+            len,
+            from_disk: true,
+        })),
     }
 }
 
@@ -85,12 +124,13 @@ pub(super) fn ask_sum(gfid: Gfid, offset: u64, len: u64) -> Op {
             gfid: Some(gfid),
             offset,
             len,
+            from_disk: false,
         })),
     }
 }
 
 /// Asks for a page of a directory.
-pub(super) fn ask_read_dir(page: &ReadDir) -> Op {
+pub fn ask_read_dir(page: &ReadDir) -> Op {
     Op {
         op: Some(Ask::Readdir(page.clone())),
     }
@@ -125,7 +165,10 @@ fn stat(brick: &dyn HealSource, ask: &HealStat) -> Result<data::Result, BrickErr
     let Some(step) = found(brick.heal_object(gfid))? else {
         return Ok(data::Result::default());
     };
-    let sum = object_sum(&step);
+    let sum = match ask.plain {
+        true => plain_sum(&step),
+        false => object_sum(&step),
+    };
     let mut objects: Vec<Object> = step.object.into_iter().collect();
     if objects
         .first()
@@ -147,6 +190,9 @@ fn stat(brick: &dyn HealSource, ask: &HealStat) -> Result<data::Result, BrickErr
 }
 
 fn sum_range(brick: &dyn HealSource, ask: &SumRange) -> Result<data::Result, BrickError> {
+    if ask.from_disk {
+        brick.forget_cached(ask.gfid.unwrap_or_default(), ask.offset, ask.len);
+    }
     let sum = brick.sum(ask.gfid.unwrap_or_default(), ask.offset, ask.len)?;
     Ok(data::Result {
         ok: Some(Answer::Sum(sum)),

@@ -92,6 +92,7 @@ pub fn each_touch<'a>(change: &'a Change, each: &mut dyn FnMut(Touch<'a>)) {
         | Step::Open(_)
         | Step::Release(_)
         | Step::Lock(_)
+        | Step::Settled(_)
         | Step::HealObject(_)
         | Step::HealData(_)
         | Step::HealName(_)

@@ -73,7 +73,7 @@ fn describe_replica(state: &mut BrickState, replica: &Arc<Replica>) {
             CopyRole::CopyStarting,
             "finds out what the set's epoch is".to_owned(),
         ),
-        Role::Waiting(words) => (CopyRole::CopyWaiting, words),
+        Role::Waiting(words) => (CopyRole::CopyWaiting, replica.with_names(&words)),
         Role::Out => (
             CopyRole::CopyOut,
             "not in sync; waits to be healed".to_owned(),
@@ -88,12 +88,28 @@ fn describe_replica(state: &mut BrickState, replica: &Arc<Replica>) {
         ),
         Role::Stopped(words) => {
             state.online = false;
-            (CopyRole::CopyDown, words)
+            let volume = &replica.setting().volume_name;
+            let read_only = match is_read_only(&state.mount_options) {
+                true => " (the disk is mounted read-only)",
+                false => "",
+            };
+            let again = format!(
+                "{words}{read_only}; when that is repaired, 'mortar volume start {volume} force' \
+                 starts the brick again, and it is healed"
+            );
+            let halted = replica.is_stopped();
+            (CopyRole::CopyDown, if halted { words } else { again })
         }
     };
     state.set_role(shown);
     state.detail = detail;
     state.clients = replica.clients();
+}
+
+/// `emergency_ro`: what newer kernels say of an ext4 that they found damaged.
+fn is_read_only(mount_options: &str) -> bool {
+    let mut options = mount_options.split(',');
+    options.any(|option| matches!(option, "ro" | "emergency_ro"))
 }
 
 fn describe_disk(state: &mut BrickState, path: &Path) {
@@ -142,7 +158,10 @@ pub(super) fn heal(host: &BrickHost, request: &VolumeHealRequest) -> VolumeHealR
     for replica in local_replicas(host, volume) {
         match request.action() {
             HealAction::HealLaunch => replica.launch_heal(false),
-            HealAction::HealFull => replica.launch_heal(true),
+            HealAction::HealFull => {
+                replica.launch_heal(true);
+                host.scrub(&replica);
+            }
             HealAction::HealEnable => replica.enable_heal(true),
             HealAction::HealDisable => replica.enable_heal(false),
             HealAction::HealInfo

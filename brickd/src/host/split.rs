@@ -112,7 +112,7 @@ impl BrickHost {
     }
 
     /// A session with the volume, as any client has.
-    fn session(&self, volume: &str) -> Result<Arc<Session>, String> {
+    pub(super) fn session(&self, volume: &str) -> Result<Arc<Session>, String> {
         let local = self.registry.local();
         let own = Host {
             name: local.host.clone(),

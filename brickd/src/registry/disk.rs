@@ -16,6 +16,7 @@ use std::time::Duration;
 use redb::{Database, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 use tokio::sync::oneshot;
 
+use super::recall::Position;
 use super::types::{Entry, IoFlushed, LogId, PoolMeta, SnapshotMeta, Vote};
 
 const LOG: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("log");
@@ -27,6 +28,8 @@ const QUEUE_MAX: usize = 1024;
 const BATCH_MAX: usize = 512;
 /// How long a write that nobody waits for may stay in memory, in milliseconds.
 const LAZY_MS: u64 = 50;
+/// Disk space taken at the start. Compaction keeps the file far smaller.
+const ROOM_BYTES: u64 = 32 << 20;
 /// Memory redb may use to cache pages: the file is only read at the start.
 const CACHE_BYTES: usize = 1 << 20;
 
@@ -53,6 +56,7 @@ pub enum Key {
     Purged,
     SnapshotMeta,
     Snapshot,
+    Seen,
 }
 
 impl Key {
@@ -64,6 +68,7 @@ impl Key {
             Key::Purged => "purged",
             Key::SnapshotMeta => "snapshot_meta",
             Key::Snapshot => "snapshot",
+            Key::Seen => "seen",
         }
     }
 }
@@ -108,6 +113,7 @@ pub struct Stored {
     pub purged: Option<LogId>,
     pub entries: BTreeMap<u64, Entry>,
     pub snapshot: Option<(SnapshotMeta, Vec<u8>)>,
+    pub seen: BTreeMap<u64, Position>,
 }
 
 /// The writing thread's handle.
@@ -134,6 +140,7 @@ impl Disk {
             .set_cache_size(CACHE_BYTES)
             .create(path)
             .map_err(|error| error.to_string())?;
+        keep_room(path);
         let stored = read(&database)?;
         let (queue, writes) = sync_channel(QUEUE_MAX);
         let life = Arc::new(AtomicU64::new(1));
@@ -209,6 +216,21 @@ impl Disk {
     }
 }
 
+/// Takes the disk space that the file needs as it grows, so that a full disk does not end this
+/// peer's part in the registry: a write that fails is final.
+fn keep_room(path: &Path) {
+    let kept = std::fs::OpenOptions::new()
+        .write(true)
+        .open(path)
+        .and_then(|file| {
+            let flags = rustix::fs::FallocateFlags::KEEP_SIZE;
+            Ok(rustix::fs::fallocate(&file, flags, 0, ROOM_BYTES)?)
+        });
+    if let Err(error) = kept {
+        tracing::info!("no room is kept for the registry's file: {error}");
+    }
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -246,6 +268,7 @@ fn read(database: &Database) -> Result<Stored, String> {
     stored.vote = get(&meta, Key::Vote)?;
     stored.committed = get(&meta, Key::Committed)?;
     stored.purged = get(&meta, Key::Purged)?;
+    stored.seen = get(&meta, Key::Seen)?.unwrap_or_default();
     if let Some(of) = get(&meta, Key::SnapshotMeta)? {
         let bytes = meta
             .get(Key::Snapshot.name())

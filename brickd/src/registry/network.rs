@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use openraft::entry::RaftEntry;
 use openraft::errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable};
 use openraft::network::{Backoff, RPCOption, RaftNetworkFactory};
 use openraft::raft::{
@@ -18,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::{from_json, to_json};
 use super::machine::Applied;
+use super::recall::{Position, Seen};
 use super::types::{Snapshot, SnapshotMeta, Types, Vote};
 
 /// How long after a failed message the next one is tried, in milliseconds: a peer that comes back
@@ -80,6 +82,7 @@ pub struct SnapshotMessage {
 pub struct Links {
     pub transport: Arc<dyn Transport>,
     pub applied: Applied,
+    pub seen: Seen,
 }
 
 impl RaftNetworkFactory<Types> for Links {
@@ -91,6 +94,7 @@ impl RaftNetworkFactory<Types> for Links {
             first_address: node.addr.clone(),
             transport: Arc::clone(&self.transport),
             applied: self.applied.clone(),
+            seen: self.seen.clone(),
         }
     }
 }
@@ -101,6 +105,7 @@ pub struct Link {
     first_address: String,
     transport: Arc<dyn Transport>,
     applied: Applied,
+    seen: Seen,
 }
 
 impl Link {
@@ -130,6 +135,12 @@ impl Link {
     }
 }
 
+/// How far a peer has come that has taken all of this.
+fn position_of(request: &AppendEntriesRequest<Types>) -> Position {
+    let last = request.entries.last().map(|entry| entry.log_id());
+    Position::new(last.max(request.prev_log_id), Some(request.vote))
+}
+
 /// HOST:PORT of a peer, an IPv6 address in brackets.
 pub fn address(peer: &mortar_proto::registry::Peer) -> String {
     host_port(&peer.host, peer.port)
@@ -152,7 +163,12 @@ impl RaftNetworkV2<Types> for Link {
         rpc: AppendEntriesRequest<Types>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<Types>, RPCError<Types>> {
-        self.call(Rpc::Append, &rpc, option.hard_ttl()).await
+        let answer: AppendEntriesResponse<Types> =
+            self.call(Rpc::Append, &rpc, option.hard_ttl()).await?;
+        if answer.is_success() {
+            self.seen.note(self.target, position_of(&rpc));
+        }
+        Ok(answer)
     }
 
     async fn vote(
@@ -160,7 +176,12 @@ impl RaftNetworkV2<Types> for Link {
         rpc: VoteRequest<Types>,
         option: RPCOption,
     ) -> Result<VoteResponse<Types>, RPCError<Types>> {
-        self.call(Rpc::Vote, &rpc, option.hard_ttl()).await
+        let answer: VoteResponse<Types> = self.call(Rpc::Vote, &rpc, option.hard_ttl()).await?;
+        if answer.vote_granted {
+            let position = Position::new(None, Some(answer.vote));
+            self.seen.note(self.target, position);
+        }
+        Ok(answer)
     }
 
     // Not left to the default, which grants: a peer that cannot be asked has granted nothing.
@@ -186,7 +207,12 @@ impl RaftNetworkV2<Types> for Link {
         };
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
-            answer = self.call(Rpc::Snapshot, &message, option.hard_ttl()) => Ok(answer?),
+            answer = self.call(Rpc::Snapshot, &message, option.hard_ttl()) => {
+                let answer = answer?;
+                self.seen
+                    .note(self.target, Position::new(message.meta.last_log_id, None));
+                Ok(answer)
+            }
         }
     }
 

@@ -11,6 +11,7 @@ use super::disk::{Disk, Stored, from_json, to_json};
 use super::log::Log;
 use super::machine::{Applied, Machine};
 use super::network::{Links, Rpc, SnapshotMessage, Transport};
+use super::recall::{Cleared, Seen};
 use super::types::{Metrics, PoolMeta, Raft, Snapshot};
 
 /// When Raft acts, in milliseconds, and when it compacts, in log entries.
@@ -54,6 +55,10 @@ pub struct Node {
     pub raft: Raft,
     /// Which pool and generation this is.
     pub pool: PoolMeta,
+    /// What this peer remembers of the others.
+    pub seen: Seen,
+    /// Whether it takes part already.
+    pub cleared: Cleared,
 }
 
 impl Node {
@@ -65,6 +70,7 @@ impl Node {
         mut stored: Stored,
         applied: Applied,
         transport: Arc<dyn Transport>,
+        cleared: Cleared,
     ) -> Result<Self, String> {
         let config = Config {
             cluster_name: format!("{:016x}", pool.generation_id),
@@ -85,13 +91,23 @@ impl Node {
         };
         let config = Arc::new(config.validate().map_err(|error| error.to_string())?);
         let log = Log::new(disk.clone(), &mut stored);
+        let seen = Seen::new(disk.clone(), &mut stored);
         let machine = Machine::new(disk, applied.clone(), &mut stored)
             .map_err(|error| format!("the snapshot is damaged: {error}"))?;
-        let links = Links { transport, applied };
+        let links = Links {
+            transport,
+            applied,
+            seen: seen.clone(),
+        };
         let raft = Raft::new(pool.peer, config, links, log, machine)
             .await
             .map_err(|error| error.to_string())?;
-        Ok(Node { raft, pool })
+        Ok(Node {
+            raft,
+            pool,
+            seen,
+            cleared,
+        })
     }
 
     /// Makes this peer the only voter of a new Raft; nothing if it has a log already.

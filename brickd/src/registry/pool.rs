@@ -66,8 +66,17 @@ fn refused<T>(sentence: impl Into<String>) -> Result<T, RegistryError> {
 }
 
 fn put_peer(peer: Peer) -> Command {
+    put_peer_for(peer, 0)
+}
+
+/// The peer takes the place of another one; of none with 0.
+fn put_peer_for(peer: Peer, replaces: u64) -> Command {
+    let put = PutPeer {
+        peer: Some(peer),
+        replaces,
+    };
     Command {
-        what: Some(What::PutPeer(PutPeer { peer: Some(peer) })),
+        what: Some(What::PutPeer(put)),
     }
 }
 
@@ -272,7 +281,7 @@ impl Inner {
         Ok(Joining::AsIs)
     }
 
-    fn renew_identity(&self) -> Result<Identity, RegistryError> {
+    pub(super) fn renew_identity(&self) -> Result<Identity, RegistryError> {
         let renewed = Identity::renew(self.data_dir())?;
         let mut identity = self
             .identity

@@ -20,6 +20,9 @@ use super::types::Change;
 
 /// Longest time a proposal or a barrier takes, in milliseconds, but for the count of voters.
 pub const PROPOSE_MS: u64 = 2000;
+/// Longest wait for a change that was sent on, in milliseconds, while a majority of the voters
+/// answers: then only their disks are slow.
+const SLOW_MS: u64 = 10_000;
 /// Longest time a detachment takes: it changes Raft's membership first.
 const DETACH_MS: u64 = 10_000;
 /// Longest wait for one leader's answer before looking for another, in milliseconds.
@@ -67,7 +70,8 @@ impl Inner {
     pub(super) async fn submit(self: &Arc<Self>, change: Change) -> Result<Outcome, RegistryError> {
         let detaches = matches!(change.command.what, Some(What::RemovePeer(_)));
         let waited_ms = if detaches { DETACH_MS } else { PROPOSE_MS };
-        let deadline = Instant::now() + Duration::from_millis(waited_ms);
+        let begin = Instant::now();
+        let mut deadline = begin + Duration::from_millis(waited_ms);
         let mut unknown = false;
         loop {
             let attempt_ms = if detaches { DETACH_MS } else { ATTEMPT_MS };
@@ -83,9 +87,14 @@ impl Inner {
             let next = Instant::now() + Duration::from_millis(LOOK_MS);
             if next >= deadline {
                 let (reachable, voters) = self.count_voters().await;
+                let is_slow = unknown && 2 * reachable > voters;
+                if is_slow && begin.elapsed() < Duration::from_millis(SLOW_MS) {
+                    deadline = Instant::now() + Duration::from_millis(PROPOSE_MS);
+                    continue;
+                }
                 return Err(match unknown {
                     true => RegistryError::Unknown {
-                        waited_ms,
+                        waited_ms: begin.elapsed().as_millis() as u64,
                         reachable,
                         voters,
                     },

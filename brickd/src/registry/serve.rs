@@ -9,9 +9,10 @@ use mortar_proto::WIRE_VERSION;
 use mortar_proto::control::pool_server::{Pool, PoolServer};
 use mortar_proto::control::raft_server::{Raft, RaftServer};
 use mortar_proto::control::{
-    BarrierReply, Done, Empty, Identity, JoinReply, JoinRequest, LeaveRequest, LocalBricksReply,
-    PrepareBrickReply, PrepareBrickRequest, RaftMessage, RegistryStatusReply, VolumeHealReply,
-    VolumeHealRequest, VolumeName, WatchViewRequest,
+    BarrierReply, CheckPage, CheckRequest, Done, Empty, Identity, JoinReply, JoinRequest,
+    LeaveRequest, LocalBricksReply, PrepareBrickReply, PrepareBrickRequest, RaftMessage,
+    RecallReply, RecallRequest, RegistryStatusReply, VolumeHealReply, VolumeHealRequest,
+    VolumeName, WatchViewRequest,
 };
 use mortar_proto::registry::{Command, Outcome, View};
 use tokio::time::Instant;
@@ -22,7 +23,7 @@ use super::Registry;
 use super::error::RegistryError;
 use super::network::Rpc;
 use super::propose::{Attempt, CHANGE_ID, GENERATION_ID, NOT_TAKEN, PROPOSE_MS};
-use super::transport::{DETACHED, MESSAGE_BYTES_MAX};
+use super::transport::{DETACHED, MESSAGE_BYTES_MAX, NOT_CLEARED};
 use super::types::Change;
 use crate::host::LocalBricks;
 
@@ -72,6 +73,9 @@ impl RaftService {
         let detached = life.applied.state().detached_at(message.from);
         if let Some(at) = detached {
             return Err(detached_status(at));
+        }
+        if !node.cleared.is() {
+            return Err(Status::unavailable(NOT_CLEARED));
         }
         let body = node.answer(rpc, &message.body).await;
         let body = body.map_err(|error| Status::unavailable(error.to_string()))?;
@@ -264,6 +268,14 @@ impl Pool for RegistryService {
         self.ask_bricks(move |bricks| bricks.heal(&request)).await
     }
 
+    async fn local_check(
+        &self,
+        request: Request<CheckRequest>,
+    ) -> Result<Response<CheckPage>, Status> {
+        let request = request.into_inner();
+        self.ask_bricks(move |bricks| bricks.check(&request)).await
+    }
+
     async fn identify(&self, _request: Request<Empty>) -> Result<Response<Identity>, Status> {
         let inner = &self.registry.inner;
         let (identity, life) = (inner.identity(), inner.life());
@@ -284,6 +296,14 @@ impl Pool for RegistryService {
         _request: Request<Empty>,
     ) -> Result<Response<RegistryStatusReply>, Status> {
         Ok(Response::new(self.registry.inner.own_status()))
+    }
+
+    async fn recall(
+        &self,
+        request: Request<RecallRequest>,
+    ) -> Result<Response<RecallReply>, Status> {
+        let recalled = self.registry.inner.recall(request.get_ref());
+        recalled.map(Response::new).map_err(detached_status)
     }
 }
 

@@ -88,17 +88,17 @@ impl State {
     /// Keeps what stands beside the view in step with a command that was applied.
     fn follow(&mut self, log_index: u64, command: &Command) {
         match &command.what {
-            Some(What::PutPeer(PutPeer { peer: Some(peer) })) => {
+            Some(What::PutPeer(PutPeer {
+                peer: Some(peer),
+                replaces,
+            })) => {
                 self.members.insert(peer.id);
                 self.detached.retain(|(id, _)| *id != peer.id);
-            }
-            Some(What::RemovePeer(RemovePeer { id })) => {
-                self.members.remove(id);
-                self.detached.push_back((*id, log_index));
-                if self.detached.len() > DETACHED_MAX {
-                    self.detached.pop_front();
+                if *replaces != 0 {
+                    self.detach(*replaces, log_index);
                 }
             }
+            Some(What::RemovePeer(RemovePeer { id })) => self.detach(*id, log_index),
             Some(What::NewGeneration(_)) => {
                 self.members.clear();
                 self.detached.clear();
@@ -107,21 +107,34 @@ impl State {
         }
     }
 
-    /// Two members cannot have one address: a host that lost its data directory is a new peer, and
-    /// the old one has to be detached first.
+    fn detach(&mut self, id: u64, log_index: u64) {
+        self.members.remove(&id);
+        self.detached.push_back((id, log_index));
+        if self.detached.len() > DETACHED_MAX {
+            self.detached.pop_front();
+        }
+    }
+
+    /// Two members cannot have one address: a host that lost its data directory is a new peer, which
+    /// takes the old one's place or waits until that is detached.
     fn name_clash(&self, command: &Command) -> Option<String> {
-        let Some(What::PutPeer(PutPeer { peer: Some(peer) })) = &command.what else {
+        let Some(What::PutPeer(PutPeer {
+            peer: Some(peer),
+            replaces,
+        })) = &command.what
+        else {
             return None;
         };
         let old = self.view.peers.values().find(|old| {
             old.id != peer.id
+                && old.id != *replaces
                 && old.host == peer.host
                 && old.port == peer.port
                 && self.members.contains(&old.id)
         })?;
         Some(format!(
             "{} port {} is already in the pool as the peer {}; it seems to have lost its data \
-             directory and is a new peer now: detach the old one first",
+             directory and is a new peer now: probe it again",
             old.host, old.port, old.uuid
         ))
     }
@@ -151,9 +164,11 @@ fn change(view: &mut View, command: &Command) -> Result<(), String> {
         .as_ref()
         .ok_or("an empty command: is that peer of a newer version?")?
     {
-        What::PutPeer(PutPeer { peer }) => {
-            put_peer(view, peer.as_ref().ok_or("a peer without content")?)
-        }
+        What::PutPeer(PutPeer { peer, replaces }) => put_peer(
+            view,
+            peer.as_ref().ok_or("a peer without content")?,
+            *replaces,
+        ),
         What::RemovePeer(RemovePeer { id }) => remove_peer(view, *id),
         What::CreateVolume(CreateVolume { volume }) => {
             create_volume(view, volume.as_ref().ok_or("a volume without content")?)
@@ -201,9 +216,24 @@ fn new_generation(view: &mut View, command: &NewGeneration) -> Result<(), String
     Ok(())
 }
 
-fn put_peer(view: &mut View, peer: &Peer) -> Result<(), String> {
+fn put_peer(view: &mut View, peer: &Peer, replaces: u64) -> Result<(), String> {
     if peer.id == 0 || peer.host.is_empty() {
         return Err("a peer needs an id and a host".to_owned());
+    }
+    if let Some(old) = view.peers.get(&replaces) {
+        if (&old.host, old.port, old.id == peer.id) != (&peer.host, peer.port, false) {
+            return Err(format!(
+                "{} is not the host of the peer that is replaced",
+                peer.host
+            ));
+        }
+        view.peers.remove(&replaces);
+        let volumes = view.volumes.values_mut();
+        for brick in volumes.flat_map(|volume| &mut volume.bricks) {
+            if brick.peer == replaces {
+                brick.peer = peer.id;
+            }
+        }
     }
     if !view.peers.contains_key(&peer.id) && view.peers.len() >= PEERS_MAX {
         return Err(format!(

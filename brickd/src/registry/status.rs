@@ -6,6 +6,9 @@ use openraft::ServerState;
 use super::error::RegistryError;
 use super::{Inner, Registry};
 
+/// The state of a peer that has not heard yet what it had promised before it started.
+const WAITS: &str = "waits to hear from a majority of the voters before it takes part";
+
 impl Registry {
     /// Leader, term, applied index, voters, and who is lagging. Asks every member, each for at
     /// most half a second; works without a quorum.
@@ -74,6 +77,7 @@ impl Inner {
             last_log: metrics.last_log_index.unwrap_or(0),
             members: membership.nodes().map(member).collect(),
             state: match (&metrics.running_state, metrics.state) {
+                (Ok(()), _) if !node.cleared.is() => WAITS.to_owned(),
                 (Err(error), _) => format!("failed: {error}"),
                 (Ok(()), ServerState::Learner) => "learner".to_owned(),
                 (Ok(()), ServerState::Follower) => "follower".to_owned(),

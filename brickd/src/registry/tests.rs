@@ -19,6 +19,7 @@ use super::disk::{Disk, Stored};
 use super::machine::Applied;
 use super::network::{Rpc, Target, Transport, TransportError};
 use super::node::{Node, Timing};
+use super::recall::Cleared;
 use super::types::{Change, PoolMeta};
 
 /// Longest wait for what a test expects.
@@ -170,9 +171,17 @@ impl Cluster {
             from: id,
             network: Arc::clone(&self.network),
         });
-        let node = Node::start(pool, &self.timing, disk, stored, applied, wire)
-            .await
-            .unwrap();
+        let node = Node::start(
+            pool,
+            &self.timing,
+            disk,
+            stored,
+            applied,
+            wire,
+            Cleared::new(true),
+        )
+        .await
+        .unwrap();
         node.raft
             .runtime_config()
             .elect(!self.network.quiet.load(Ordering::Relaxed));
@@ -268,6 +277,9 @@ fn put(id: u64) -> Command {
         ..Peer::default()
     };
     Command {
-        what: Some(What::PutPeer(PutPeer { peer: Some(peer) })),
+        what: Some(What::PutPeer(PutPeer {
+            peer: Some(peer),
+            replaces: 0,
+        })),
     }
 }

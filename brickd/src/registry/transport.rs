@@ -12,10 +12,13 @@ use tonic::metadata::MetadataMap;
 use super::Inner;
 use super::connect::Connections;
 use super::network::{Rpc, Target, Transport, TransportError};
+use super::recall::Cleared;
 use super::types::PoolMeta;
 
 /// Largest message between registries: a snapshot of a full registry stays below it.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 20;
+/// The words of a refusal by a peer that does not know yet what it had promised before it started.
+pub const NOT_CLEARED: &str = "this peer asks the others first what it has promised";
 /// Metadata of a refusal: the log index at which the sender was detached.
 pub const DETACHED: &str = "mortar-detached";
 
@@ -24,14 +27,16 @@ pub struct GrpcTransport {
     registry: Weak<Inner>,
     connections: Connections,
     pool: PoolMeta,
+    cleared: Cleared,
 }
 
 impl GrpcTransport {
-    pub(super) fn new(registry: &Arc<Inner>, pool: &PoolMeta) -> Self {
+    pub(super) fn new(registry: &Arc<Inner>, pool: &PoolMeta, cleared: &Cleared) -> Self {
         GrpcTransport {
             registry: Arc::downgrade(registry),
             connections: registry.raft_connections.clone(),
             pool: pool.clone(),
+            cleared: cleared.clone(),
         }
     }
 }
@@ -53,8 +58,11 @@ impl Transport for GrpcTransport {
         };
         let channel = self.connections.to_address(&to.address);
         let registry = Weak::clone(&self.registry);
-        let pool = self.pool.clone();
+        let (pool, cleared) = (self.pool.clone(), self.cleared.clone());
         async move {
+            if !cleared.is() {
+                return Err(TransportError::Failed(NOT_CLEARED.to_owned()));
+            }
             let mut client = RaftClient::new(channel.map_err(TransportError::Failed)?)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
@@ -86,6 +94,7 @@ impl Transport for GrpcTransport {
     }
 }
 
-fn detached_at(metadata: &MetadataMap) -> Option<u64> {
+/// The index at which this peer was detached, if that is why it was refused.
+pub(super) fn detached_at(metadata: &MetadataMap) -> Option<u64> {
     metadata.get(DETACHED)?.to_str().ok()?.parse().ok()
 }

@@ -186,6 +186,15 @@ impl Absent {
         inner.recent.confirmed(copy, number);
     }
 
+    /// The primary tells what copies have confirmed. Nothing is taken over about this one: the
+    /// primary counts the syncs of a heal too, which are not recorded in `.mortar/volume`, and what
+    /// this copy says of itself must be found there by its next life.
+    pub fn heard(&self, synced: &[CopySynced]) {
+        for synced in synced.iter().filter(|synced| synced.brick != self.me.0) {
+            self.confirmed(BrickId(synced.brick), synced.number);
+        }
+    }
+
     /// This primary sends an fsync, or this backup has received one.
     pub fn fsync_ordered(&self, change: &Change) {
         if let Some(Step::Fsync(step)) = &change.step {

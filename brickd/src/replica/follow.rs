@@ -171,9 +171,7 @@ impl Replica {
             if self.follower.lock().streams_opened != stream {
                 return Err(FrameError::Closed);
             }
-            for synced in &ordered.synced {
-                self.absent.confirmed(BrickId(synced.brick), synced.number);
-            }
+            self.absent.heard(&ordered.synced);
             if ordered.joined {
                 let mut memory = self.lock_memory();
                 memory.clear();

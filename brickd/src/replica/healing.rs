@@ -141,7 +141,7 @@ impl Replica {
             copy,
             marks,
             run: Arc::clone(run),
-            asking: Mutex::new(None),
+            asking: Asker::new(self, copy),
             last_sent: AtomicU64::new(0),
         };
         let ended = match port.take_in_what_it_changed_alone() {
@@ -216,6 +216,15 @@ impl Replica {
             whole.bytes_healed += one.bytes_healed;
             whole.seconds_left = whole.seconds_left.max(one.seconds_left);
         }
+        if let Some(scrub) = self.scrub() {
+            let others = self.ports.bricks().into_iter();
+            let others = others.filter(|brick| *brick != self.setting().me);
+            let names: Vec<String> = others.map(|brick| self.ports.name_of(brick)).collect();
+            let (entries, total) =
+                scrub.entries(&names.join(", "), |gfid| self.store.path_of(gfid));
+            whole.entries.extend(entries);
+            whole.total += total;
+        }
         whole
     }
 }
@@ -227,7 +236,7 @@ struct Port {
     copy: BrickId,
     marks: Arc<PartnerMarks>,
     run: Arc<Run>,
-    asking: Mutex<Option<TcpStream>>,
+    asking: Asker,
     /// Number of the last heal change that was sent.
     last_sent: AtomicU64,
 }
@@ -298,32 +307,6 @@ impl Port {
             after = Some(last.ok_or_else(|| nonsense("what it changed alone has no end"))?);
         }
     }
-
-    fn connect(&self, replica: &Replica) -> Result<TcpStream, Gone> {
-        let hello = Hello {
-            wire_version: WIRE_VERSION,
-            role: HelloRole::Peer.into(),
-            volume: replica.volume_bytes(),
-            to_brick: self.copy.0,
-            from_brick: replica.setting().me.0,
-            ..Default::default()
-        };
-        let (connection, answer) = replica.ports.connect(self.copy, hello).map_err(|_| Gone)?;
-        let ready = answer.refusal.is_empty()
-            && connection.set_read_timeout(Some(ANSWER_TIMEOUT)).is_ok()
-            && connection.set_write_timeout(Some(ANSWER_TIMEOUT)).is_ok();
-        if ready { Ok(connection) } else { Err(Gone) }
-    }
-
-    fn exchange(&self, connection: &mut TcpStream, ops: Vec<Op>) -> Result<Reply, Gone> {
-        let request = Request {
-            ops,
-            ..Default::default()
-        };
-        frame::send(connection, Kind::Request, &request, &[]).map_err(|_| Gone)?;
-        let answer = frame::receive(connection).map_err(|_| Gone)?;
-        answer.decode().map_err(|_| Gone)
-    }
 }
 
 impl HealPort for Port {
@@ -379,15 +362,8 @@ impl HealPort for Port {
         // The answer is to tell of everything that was sent before.
         let sent = self.last_sent.load(Ordering::Relaxed);
         self.wait_for(|_, unanswered| unanswered.keys().next().is_none_or(|first| *first > sent))?;
-        let replica = self.check()?;
-        let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut connection = match asking.take() {
-            Some(connection) => connection,
-            None => self.connect(&replica)?,
-        };
-        let reply = self.exchange(&mut connection, ops)?;
-        *asking = Some(connection);
-        Ok(reply.results)
+        self.check()?;
+        self.asking.ask(ops).map(|(results, _)| results)
     }
 
     fn confirmed_sync(&self, up_to: u64) -> Result<(), Gone> {
@@ -407,6 +383,75 @@ impl HealPort for Port {
             replica.event(|core, now| core.heal_quiet(copy, now));
         }
     }
+}
+
+/// Asks another copy, over a connection of its own.
+pub struct Asker {
+    replica: Weak<Replica>,
+    copy: BrickId,
+    asking: Mutex<Option<TcpStream>>,
+}
+
+impl Asker {
+    /// Of this copy.
+    pub fn new(replica: &Arc<Replica>, copy: BrickId) -> Self {
+        Asker {
+            replica: Arc::downgrade(replica),
+            copy,
+            asking: Mutex::default(),
+        }
+    }
+
+    /// Which copy it asks.
+    pub fn copy(&self) -> BrickId {
+        self.copy
+    }
+
+    /// The answers, and the bytes of a read.
+    ///
+    /// # Errors
+    /// [`Gone`]: the copy does not answer, or this one is halted.
+    pub fn ask(&self, ops: Vec<Op>) -> Result<(Vec<data::Result>, Bytes), Gone> {
+        let replica = self.replica.upgrade().ok_or(Gone)?;
+        if replica.is_stopped() {
+            return Err(Gone);
+        }
+        let mut asking = lock(&self.asking);
+        let mut connection = match asking.take() {
+            Some(connection) => connection,
+            None => connect_to(&replica, self.copy)?,
+        };
+        let (reply, payload) = exchange(&mut connection, ops)?;
+        *asking = Some(connection);
+        Ok((reply.results, payload))
+    }
+}
+
+fn connect_to(replica: &Replica, copy: BrickId) -> Result<TcpStream, Gone> {
+    let hello = Hello {
+        wire_version: WIRE_VERSION,
+        role: HelloRole::Peer.into(),
+        volume: replica.volume_bytes(),
+        to_brick: copy.0,
+        from_brick: replica.setting().me.0,
+        ..Default::default()
+    };
+    let (connection, answer) = replica.ports.connect(copy, hello).map_err(|_| Gone)?;
+    let ready = answer.refusal.is_empty()
+        && connection.set_read_timeout(Some(ANSWER_TIMEOUT)).is_ok()
+        && connection.set_write_timeout(Some(ANSWER_TIMEOUT)).is_ok();
+    if ready { Ok(connection) } else { Err(Gone) }
+}
+
+fn exchange(connection: &mut TcpStream, ops: Vec<Op>) -> Result<(Reply, Bytes), Gone> {
+    let request = Request {
+        ops,
+        ..Default::default()
+    };
+    frame::send(connection, Kind::Request, &request, &[]).map_err(|_| Gone)?;
+    let answer = frame::receive(connection).map_err(|_| Gone)?;
+    let reply = answer.decode().map_err(|_| Gone)?;
+    Ok((reply, answer.payload))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

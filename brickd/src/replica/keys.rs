@@ -353,7 +353,8 @@ pub fn keys_of(step: &Step, session: SessionId) -> Keys {
         | Step::SessionEnd(_)
         | Step::Open(_)
         | Step::Release(_)
-        | Step::Lock(_) => keys.of_memory(step),
+        | Step::Lock(_)
+        | Step::Settled(_) => keys.of_memory(step),
         Step::HealObject(step) => {
             keys.object(step.object.and_then(|object| object.gfid), Mode::Change);
         }

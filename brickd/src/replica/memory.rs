@@ -22,7 +22,7 @@ use mortar_proto::data::{Change, HeldLock, Lock, LockKind, Recorded, SessionStat
 
 pub use locks::{Deadlock, LOCKS_PER_OBJECT_MAX, LockOwner, Whole};
 pub use opens::OPENS_PER_SESSION_MAX;
-pub use results::{OPS_PER_REQUEST_MAX, Seen, recorded_of};
+pub use results::{Begun, OPS_PER_REQUEST_MAX, Seen, recorded_of};
 pub use sessions::{FENCES_MAX, SESSIONS_MAX, Standing};
 
 /// Whether sessions still tell a new primary what they have open.
@@ -124,9 +124,10 @@ impl Memory {
 
     /// A request has come: its slot's earlier results may go, and what comes late with a smaller
     /// seq is known as such.
-    pub fn begin(&mut self, session: SessionId, slot: u32, seq: u64) {
-        if let Some(session) = self.sessions.get_mut(session) {
-            session.results.begin(slot, seq);
+    pub fn begin(&mut self, session: SessionId, slot: u32, seq: u64) -> Begun {
+        match self.sessions.get_mut(session) {
+            Some(session) => session.results.begin(slot, seq),
+            None => Begun::Goes,
         }
     }
 
@@ -319,6 +320,9 @@ impl Memory {
                     self.locks.apply(*gfid, lock, Whole::Range);
                 }
             }
+            for slot in &state.slots {
+                self.begin(session, slot.slot, slot.seq);
+            }
         }
         for recorded in table {
             self.record(*recorded);
@@ -352,6 +356,7 @@ impl Memory {
                 })
                 .collect(),
             ended: false,
+            slots: session.results.without_results().collect(),
         }
     }
 }

@@ -217,7 +217,8 @@ pub(super) fn is_memory_only(step: &Step) -> bool {
         | Step::SessionEnd(_)
         | Step::Open(_)
         | Step::Release(_)
-        | Step::Lock(_) => true,
+        | Step::Lock(_)
+        | Step::Settled(_) => true,
         Step::Create(_)
         | Step::Link(_)
         | Step::Unlink(_)

@@ -306,13 +306,14 @@ impl Replica {
 
     /// A copy went out: write down what it may lack.
     pub(super) fn mark(self: &Arc<Self>, brick: BrickId, epoch: EpochRef, numbers: &[u64]) {
-        let mut unanswered: Vec<Arc<Numbered>> = self.tail.get(numbers);
-        // It may have applied what it answered and this copy has not applied: should this process
-        // end before, the other has more.
-        unanswered.extend(self.tail.above(0));
-        if let Some(stream) = self.streams.lock().get(&brick) {
-            unanswered.extend(lock_unanswered(&stream.unanswered).values().cloned());
-        }
+        let sent: Vec<Arc<Numbered>> = match self.streams.lock().get(&brick) {
+            Some(stream) => lock_unanswered(&stream.unanswered)
+                .values()
+                .cloned()
+                .collect(),
+            None => Vec::new(),
+        };
+        let mut unanswered = self.tail.concerning_lost(numbers, sent);
         let changes = unanswered.iter().map(|numbered| &numbered.change);
         if let Err(failure) = self.absent.went_out(brick, epoch, changes) {
             error!(%failure, "what a copy lacks could not be written down");

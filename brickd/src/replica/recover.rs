@@ -64,6 +64,22 @@ impl Tail {
             .map(|(_, numbered)| Arc::clone(numbered))
             .collect()
     }
+
+    /// What a copy that is lost may lack, or have more of than this one: the changes the core
+    /// names, whatever else is kept, and what it did not answer on its stream.
+    ///
+    /// Whatever is kept: the lost copy may have applied what it answered and this one has not
+    /// applied. Should this process end before, the other has more.
+    pub fn concerning_lost(
+        &self,
+        named: &[u64],
+        unanswered: impl IntoIterator<Item = Arc<Numbered>>,
+    ) -> Vec<Arc<Numbered>> {
+        let mut concerned = self.get(named);
+        concerned.extend(self.above(0));
+        concerned.extend(unanswered);
+        concerned
+    }
 }
 
 impl Replica {
@@ -198,5 +214,47 @@ impl Replica {
             frame::send(&mut to, Kind::Ordered, &ordered, &[&numbered.payload])?;
         }
         frame::send(&mut to, Kind::Ordered, &Ordered::default(), &[])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mortar_proto::data::Change;
+
+    fn numbered(number: u64) -> Arc<Numbered> {
+        Arc::new(Numbered {
+            change: Change {
+                number,
+                ..Default::default()
+            },
+            payload: bytes::Bytes::new(),
+        })
+    }
+
+    fn numbers(changes: Vec<Arc<Numbered>>) -> Vec<u64> {
+        let mut numbers: Vec<u64> = changes.iter().map(|kept| kept.change.number).collect();
+        numbers.sort_unstable();
+        numbers.dedup();
+        numbers
+    }
+
+    #[test]
+    fn what_all_copies_have_is_let_go_of() {
+        let tail = Tail::default();
+        (1..=5).for_each(|number| tail.keep(&numbered(number), number.saturating_sub(3)));
+        assert_eq!(numbers(tail.above(0)), [3, 4, 5]);
+        assert_eq!(numbers(tail.above(4)), [5]);
+        assert_eq!(numbers(tail.get(&[1, 3, 9])), [3]);
+    }
+
+    /// The lost copy answered 4 as applied, and this one has not applied it: nobody names it, and
+    /// it is marked all the same.
+    #[test]
+    fn a_lost_copy_may_have_what_it_answered_and_this_one_not() {
+        let tail = Tail::default();
+        (3..=5).for_each(|number| tail.keep(&numbered(number), 2));
+        let concerned = tail.concerning_lost(&[5], [numbered(7)]);
+        assert_eq!(numbers(concerned), [3, 4, 5, 7]);
     }
 }

@@ -1,5 +1,7 @@
 //! Client connections: one request after the other, executed on the thread that read it.
 
+mod again;
+
 use std::collections::HashMap;
 use std::io::BufReader;
 use std::net::TcpStream;
@@ -11,6 +13,7 @@ use bytes::Bytes;
 use mortar_common::{FsError, Gfid, SessionId, Signal};
 use mortar_proto::SLOTS_PER_SESSION;
 use mortar_proto::control::ClientState;
+use mortar_proto::data::change::Step;
 use mortar_proto::data::op::Op as OpKind;
 use mortar_proto::data::{
     self, Caller, Hello, KeepAlive, Op, Reply, ReplyStatus, Request, Role as HelloRole,
@@ -25,6 +28,7 @@ use super::memory::{Memory, Recall, Seen, Standing};
 use super::order::{NotDone, Origin};
 use super::plan::{self, Answer, Context, Plan, PlanError, Planned, Work};
 use super::{Replica, now_ms};
+use again::{is_to_be_durable, old_number};
 
 /// A request is held here this long while the set is between two states; then the client is told
 /// to ask again, which it does at once, perhaps elsewhere.
@@ -116,15 +120,13 @@ struct Asked<'a> {
 
 impl Replica {
     /// Serves a client's (or, reads only, a peer's) connection until it ends.
-    pub fn serve(
-        self: &Arc<Self>,
-        mut connection: TcpStream,
-        hello: &Hello,
-    ) -> Result<(), FrameError> {
+    pub fn serve(self: &Arc<Self>, connection: TcpStream, hello: &Hello) -> Result<(), FrameError> {
+        let served = self.connections.serve(connection);
+        let mut connection = served.socket();
         let from_peer = hello.role() == HelloRole::Peer;
         let mut output = Vec::new();
         let mut foresight = Foresight::default();
-        let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, connection.try_clone()?);
+        let mut input = BufReader::with_capacity(READ_BUFFER_BYTES, connection);
         while !self.is_stopped() {
             let frame = frame::receive(&mut input)?;
             if frame.kind != Kind::Request {
@@ -216,9 +218,11 @@ impl Replica {
             return Err(Unanswered::new(ReplyStatus::ReplyMalformed, reason));
         }
         let _turn = changes.then(|| self.turns.take(request.session, request.slot, request.seq));
-        if changes {
-            self.lock_memory().begin(session, request.slot, request.seq);
-        }
+        let stops_at = if changes {
+            self.begin_slot(request, session)?
+        } else {
+            None
+        };
         let caller = request.caller.unwrap_or_default();
         let asked = Asked {
             request,
@@ -229,7 +233,13 @@ impl Replica {
         let mut previous: Option<Gfid> = None;
         let mut looked = false;
         for (index, op) in request.ops.iter().enumerate() {
-            let result = if plan::is_read(op) {
+            let result = if let Some(errno) = stops_at.filter(|stop| stop.0 == index as u32) {
+                debug!(%session, slot = request.slot, seq = request.seq, "refused before");
+                data::Result {
+                    errno: errno.1,
+                    ..Default::default()
+                }
+            } else if plan::is_read(op) {
                 looked = true;
                 self.read(op, previous, &asked, output)?
             } else {
@@ -240,6 +250,9 @@ impl Replica {
                 result
             };
             let failed = result.errno != 0;
+            if failed && changes && stops_at.is_none() {
+                self.settle(request, index as u32, result.errno, None)?;
+            }
             previous = plan::returned(&result).or(previous);
             results.push(result);
             if failed {
@@ -308,7 +321,8 @@ impl Replica {
         output: &mut Vec<u8>,
     ) -> Result<data::Result, Unanswered> {
         let before = output.len();
-        if self.is_in_conflict(op, previous, asked.request.split_work()) {
+        let conflict = self.is_in_conflict(op, previous, asked.request.split_work());
+        if conflict.map_err(|failure| brick_failed(&failure))? {
             return Ok(plan::refused(FsError::Io));
         }
         match plan::read(op, &self.context(asked, previous, &Keys::none()), output) {
@@ -338,18 +352,16 @@ impl Replica {
             Seen::New => {}
             Seen::Done(recorded) => {
                 debug!(session = %asked.session, slot, seq, "a request came again");
+                if let Some(gfid) = recorded.gfid.filter(|_| is_to_be_durable(op)) {
+                    self.sync_again(gfid, asked)?;
+                }
                 return match plan::reply_of_recorded(op, previous, &recorded, &*self.store) {
                     Ok(result) => Ok((result, true)),
                     Err(PlanError::Refused(error)) => Ok((plan::refused(error), true)),
                     Err(PlanError::Brick(failure)) => Err(brick_failed(&failure)),
                 };
             }
-            Seen::Older => {
-                return Err(Unanswered::new(
-                    ReplyStatus::ReplyMalformed,
-                    "an old sequence number",
-                ));
-            }
+            Seen::Older => return Err(old_number()),
         }
         let origin = Origin {
             session: asked.request.session,
@@ -381,7 +393,7 @@ impl Replica {
                     if let Some(error) = refused.map_err(|failure| brick_failed(&failure))? {
                         return Ok((plan::refused(error), true));
                     }
-                    return self.finish_op(*planned, origin, payload, pass);
+                    return self.finish_op(*planned, origin, payload, pass, asked.request);
                 }
                 Err(PlanError::Refused(FsError::Again)) if now_ms() < lock_until_ms => {
                     drop(pass);
@@ -454,13 +466,16 @@ impl Replica {
         mut origin: Origin,
         payload: &Bytes,
         pass: super::gate::Pass<'_>,
+        request: &Request,
     ) -> Result<(data::Result, bool), Unanswered> {
         let wait = match &planned.work {
             Work::Nothing => {
                 drop(pass);
+                let gfid = planned.touched.first().copied();
+                self.settle(request, origin.index, 0, gfid)?;
                 return Ok((self.tell(&planned)?, true));
             }
-            Work::MemoryOnly(data::change::Step::Open(_) | data::change::Step::Release(_)) => {
+            Work::MemoryOnly(Step::Open(_) | Step::Release(_)) if !request.again => {
                 WaitFor::Nothing
             }
             Work::MemoryOnly(_) | Work::Disk(_) => WaitFor::Everyone,

@@ -10,9 +10,7 @@ use mortar_common::{BrickId, FsError, Gfid};
 use mortar_proto::control::HealEntry;
 use mortar_proto::data::change::Step;
 use mortar_proto::data::op::Op as OpKind;
-use mortar_proto::data::{
-    self, AloneMarks, Change, MergeEnd, Op, ReadDir, Request, SplitWork, result,
-};
+use mortar_proto::data::{self, AloneMarks, Change, MergeEnd, Op, Request, SplitWork, result};
 use prost::Message;
 use tracing::info;
 
@@ -20,10 +18,8 @@ use super::Replica;
 use super::plan::{Planned, Work};
 use crate::brick::{BrickError, Store};
 use crate::heal::marks::Link;
-use crate::split::version::{PATH_XATTR, Version};
+use crate::split::version::{self, PATH_XATTR, Version};
 
-/// Bytes of names asked of the folder of versions at a time.
-const PAGE_BYTES: u32 = 64 << 10;
 /// Entries of one copy in a report.
 const ENTRIES_LISTED: usize = 1_000;
 
@@ -81,29 +77,11 @@ impl Conflicts {
 /// # Errors
 /// Those of the disk.
 pub fn versions(store: &dyn Store) -> Result<Vec<Version>, BrickError> {
-    let mut page = ReadDir {
-        gfid: Some(Gfid::SPLIT),
-        max_bytes: PAGE_BYTES,
-        ..Default::default()
-    };
-    let mut found = Vec::new();
-    loop {
-        let listed = match store.read_dir(&page) {
-            Ok(listed) => listed,
-            Err(BrickError::Refused { .. }) => return Ok(found),
-            Err(failure) => return Err(failure),
-        };
-        found.extend(
-            listed
-                .entries
-                .iter()
-                .filter_map(|entry| Version::parse(&entry.name)),
-        );
-        let Some(last) = listed.entries.last().filter(|_| !listed.end) else {
-            return Ok(found);
-        };
-        (page.after_hash, page.after_name) = (last.hash, last.name.clone());
-    }
+    version::list(|page| match store.read_dir(page) {
+        Ok(listed) => Ok(Some(listed)),
+        Err(BrickError::Refused { .. }) => Ok(None),
+        Err(failure) => Err(failure),
+    })
 }
 
 impl Replica {
@@ -177,21 +155,25 @@ impl Replica {
 
     /// Whether an operation reads a file in conflict, or opens it once more: what the client's
     /// kernel has cached of it would be read without another request.
-    pub(super) fn is_in_conflict(&self, op: &Op, previous: Option<Gfid>, work: SplitWork) -> bool {
+    ///
+    /// # Errors
+    /// Those of the disk.
+    pub(super) fn is_in_conflict(
+        &self,
+        op: &Op,
+        previous: Option<Gfid>,
+        work: SplitWork,
+    ) -> Result<bool, BrickError> {
         let gfid = match &op.op {
             Some(OpKind::Read(read)) => read.gfid.or(previous),
             Some(OpKind::Seek(seek)) => seek.gfid.or(previous),
             Some(OpKind::Getattr(get)) if get.for_open => get.gfid.or(previous),
             _ => None,
         };
-        work == SplitWork::SplitNone
-            && gfid.is_some_and(|gfid| {
-                let held = self.conflicts.holds(&*self.store, gfid);
-                held.unwrap_or_else(|failure| {
-                    tracing::warn!(%failure, "the folder of versions cannot be read");
-                    true
-                })
-            })
+        match gfid {
+            Some(gfid) if work == SplitWork::SplitNone => self.conflicts.holds(&*self.store, gfid),
+            _ => Ok(false),
+        }
     }
 
     /// What this copy changed while another was out, for who heals it.

@@ -47,6 +47,7 @@ impl Base for SessionBase {
             payload,
             effect,
             split: work,
+            locks_lost: None,
         })?;
         Ok(Told {
             result: answer.take(0)?,

@@ -15,12 +15,10 @@ use mortar_proto::data::{EpochRef, Object, ReadDir, RenameMode, SplitWork};
 use super::base::{Base, Hands, Place};
 use super::decide::{self, Change, Favorite, Held, Mine, Step, Winner};
 use super::stage::{is_same, set_directory, stage};
-use super::version::{PATH_XATTR, Version};
+use super::version::{PAGE_BYTES, PATH_XATTR, Version};
 use crate::brick::{BrickError, HealSource};
 use crate::heal::Marks;
 
-/// Bytes of names read from the own brick at a time.
-const PAGE_BYTES: u32 = 64 << 10;
 /// How often a name is looked at again that changes under the merge's eyes; then its turn is over
 /// until the merge begins anew.
 const ATTEMPTS_MAX: u32 = 8;

@@ -2,13 +2,10 @@
 
 use mortar_common::name::SPLIT_DIR;
 use mortar_common::{BrickId, FsError, Gfid};
-use mortar_proto::data::{Object, ReadDir, RenameMode, SplitWork};
+use mortar_proto::data::{Object, RenameMode, SplitWork};
 
 use super::base::{Base, Hands, Place};
-use super::version::{PATH_XATTR, Version};
-
-/// Bytes of names asked for at a time.
-const PAGE_BYTES: u32 = 64 << 10;
+use super::version::{self, PATH_XATTR, Version};
 
 /// How a version is chosen.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -83,29 +80,11 @@ pub fn resolve_all(base: &dyn Base, brick: BrickId) -> Result<u64, ResolveError>
 }
 
 fn versions(base: Hands<'_>) -> Result<Vec<Version>, ResolveError> {
-    let mut page = ReadDir {
-        gfid: Some(Gfid::SPLIT),
-        max_bytes: PAGE_BYTES,
-        ..Default::default()
-    };
-    let mut found = Vec::new();
-    loop {
-        let listed = match base.read_dir(&page) {
-            Ok(listed) => listed,
-            Err(FsError::NotFound | FsError::Stale) => return Ok(found),
-            Err(error) => return Err(error.into()),
-        };
-        found.extend(
-            listed
-                .entries
-                .iter()
-                .filter_map(|entry| Version::parse(&entry.name)),
-        );
-        let Some(last) = listed.entries.last().filter(|_| !listed.end) else {
-            return Ok(found);
-        };
-        (page.after_hash, page.after_name) = (last.hash, last.name.clone());
-    }
+    version::list(|page| match base.read_dir(page) {
+        Ok(listed) => Ok(Some(listed)),
+        Err(FsError::NotFound | FsError::Stale) => Ok(None),
+        Err(error) => Err(error.into()),
+    })
 }
 
 /// The path noted on a version.

@@ -56,7 +56,10 @@ fn content(side: &dyn HealSource, base: Hands<'_>, of: Gfid, gfid: Gfid) -> Resu
 }
 
 /// xattrs, owner, mode, size and times, in an order in which none undoes another.
-fn set_all(base: Hands<'_>, gfid: Gfid, whole: &HealObjectStep) -> Result<(), MergeError> {
+///
+/// # Errors
+/// What the base answers.
+pub fn set_all(base: Hands<'_>, gfid: Gfid, whole: &HealObjectStep) -> Result<(), MergeError> {
     let object = whole.object.unwrap_or_default();
     for xattr in &whole.xattrs {
         base.set_xattr(gfid, &xattr.name, &xattr.value)?;

@@ -17,9 +17,16 @@ use super::version::Version;
 use side::{Entry, Random, Side};
 
 const OTHER: BrickId = BrickId(2);
+/// Seeds of each test, and with `MORTAR_TEST_SCALE=full`.
 const SEEDS: u64 = 40;
+const SEEDS_FULL: u64 = 400;
 const COMMON_STEPS: usize = 25;
 const ALONE_STEPS: usize = 25;
+
+fn seeds() -> u64 {
+    let full = std::env::var_os("MORTAR_TEST_SCALE").is_some_and(|scale| scale == "full");
+    if full { SEEDS_FULL } else { SEEDS }
+}
 
 /// A base that answers so many requests and is then gone.
 struct Fragile<'a> {
@@ -99,7 +106,7 @@ fn nothing_unfinished(side: &Side, seed: u64) {
 
 #[test]
 fn what_only_the_other_side_changed_is_all_brought() {
-    for seed in 0..SEEDS {
+    for seed in 0..seeds() {
         let mut random = Random(seed);
         let (base, other) = pair(&mut random);
         for _ in 0..ALONE_STEPS {
@@ -114,7 +121,7 @@ fn what_only_the_other_side_changed_is_all_brought() {
 
 #[test]
 fn what_only_the_base_changed_stays() {
-    for seed in 0..SEEDS / 2 {
+    for seed in 0..seeds() / 2 {
         let mut random = Random(seed);
         let (base, other) = pair(&mut random);
         for _ in 0..ALONE_STEPS {
@@ -128,7 +135,7 @@ fn what_only_the_base_changed_stays() {
 
 #[test]
 fn changes_in_different_places_are_joined_without_a_conflict() {
-    for seed in 0..SEEDS {
+    for seed in 0..seeds() {
         let mut random = Random(seed);
         let (base, other) = (Side::new(), Side::new());
         for name in ["one", "two"] {
@@ -163,7 +170,7 @@ fn changes_in_different_places_are_joined_without_a_conflict() {
 #[test]
 fn whatever_both_changed_nothing_is_lost() {
     let mut conflicts = 0;
-    for seed in 0..2 * SEEDS {
+    for seed in 0..2 * seeds() {
         let mut random = Random(seed);
         let (base, other) = pair(&mut random);
         let common = contents(&base.tree());
@@ -207,7 +214,7 @@ fn whatever_both_changed_nothing_is_lost() {
 #[test]
 fn a_policy_leaves_no_conflict_and_a_command_none_that_is_undecided() {
     let mut decided = 0;
-    for seed in 0..SEEDS / 2 {
+    for seed in 0..seeds() / 2 {
         let mut random = Random(seed);
         let (base, other) = (Side::new(), Side::new());
         let (change, payload) = base.make_file("file");

@@ -1,7 +1,10 @@
 //! Names in the folder of versions.
 
 use mortar_common::{BrickId, Gfid};
+use mortar_proto::data::{ReadDir, ReadDirPage};
 
+/// Bytes of names asked for at a time.
+pub(super) const PAGE_BYTES: u32 = 64 << 10;
 /// Ends the name of what is not complete yet, or not a conflict.
 pub(super) const PART: &[u8] = b".part";
 /// Where the path of the file is kept on its version, for people to read.
@@ -44,9 +47,58 @@ impl Version {
     }
 }
 
+/// The versions that the folder of versions holds, read page by page with `read_dir`, which says
+/// `None` when there is no such folder.
+///
+/// # Errors
+/// Those of `read_dir`.
+pub fn list<Error>(
+    mut read_dir: impl FnMut(&ReadDir) -> Result<Option<ReadDirPage>, Error>,
+) -> Result<Vec<Version>, Error> {
+    let mut page = ReadDir {
+        gfid: Some(Gfid::SPLIT),
+        max_bytes: PAGE_BYTES,
+        ..Default::default()
+    };
+    let mut found = Vec::new();
+    while let Some(listed) = read_dir(&page)? {
+        let names = listed.entries.iter().map(|entry| &entry.name);
+        found.extend(names.filter_map(|name| Version::parse(name)));
+        let Some(last) = listed.entries.last().filter(|_| !listed.end) else {
+            break;
+        };
+        (page.after_hash, page.after_name) = (last.hash, last.name.clone());
+    }
+    Ok(found)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn all_pages_are_listed_and_nothing_where_there_is_no_folder() {
+        use mortar_proto::data::DirEntry;
+        let version = |lo| Version {
+            base: Gfid { hi: 1, lo },
+            brick: BrickId(7),
+            other: Gfid { hi: 3, lo: 9 },
+        };
+        let page = |from: u64| ReadDirPage {
+            entries: [version(from).name(), version(from).part_name()]
+                .map(|name| DirEntry {
+                    name: name.into(),
+                    hash: from,
+                    ..Default::default()
+                })
+                .into(),
+            end: from == 3,
+        };
+        let listed = list(|asked| Ok::<_, ()>(Some(page(asked.after_hash + 1))));
+        assert_eq!(listed, Ok([1, 2, 3].map(version).into()));
+        assert_eq!(list(|_| Ok::<_, ()>(None)), Ok(Vec::new()));
+        assert_eq!(list(|_| Err("disk")), Err("disk"));
+    }
 
     #[test]
     fn a_name_is_read_back_and_another_is_none() {

@@ -7,9 +7,9 @@ use std::sync::{Arc, Mutex};
 use mortar_proto::control::admin_server::{Admin, AdminServer};
 use mortar_proto::control::{
     BrickName, Done, Empty, PeerDetachRequest, PeerName, PeerStatusReply, RegistryRecoverRequest,
-    RegistryStatusReply, VolumeCreateRequest, VolumeHealReply, VolumeHealRequest, VolumeName,
-    VolumeReplaceBrickRequest, VolumeResetBrickRequest, VolumeResetRequest, VolumeSetRequest,
-    VolumeStartRequest, VolumeStatusReply,
+    RegistryStatusReply, VolumeCheckReply, VolumeCreateRequest, VolumeHealReply, VolumeHealRequest,
+    VolumeName, VolumeReplaceBrickRequest, VolumeResetBrickRequest, VolumeResetRequest,
+    VolumeSetRequest, VolumeStartRequest, VolumeStatusReply,
 };
 use mortar_proto::registry::View;
 use tokio_stream::wrappers::UnixListenerStream;
@@ -22,6 +22,7 @@ pub struct Script {
     pub peers: PeerStatusReply,
     pub status: VolumeStatusReply,
     pub heal: VolumeHealReply,
+    pub check: Vec<VolumeCheckReply>,
     pub registry: RegistryStatusReply,
     /// The answer to the next change; then plain success again.
     done: Done,
@@ -184,6 +185,15 @@ impl Scripted {
 
 #[tonic::async_trait]
 impl Admin for Scripted {
+    type VolumeCheckStream =
+        tokio_stream::Iter<std::vec::IntoIter<Result<VolumeCheckReply, Status>>>;
+
+    async fn volume_check(&self, _: Request<VolumeName>) -> Answer<Self::VolumeCheckStream> {
+        self.read(|script| {
+            let messages: Vec<_> = script.check.iter().cloned().map(Ok).collect();
+            tokio_stream::iter(messages)
+        })
+    }
     async fn peer_probe(&self, request: Request<PeerName>) -> Answer<Done> {
         self.change(format!("probe {}", request.into_inner().host), "")
     }

@@ -1,8 +1,8 @@
-//! `volume status` and `volume heal`.
+//! `volume status`, `volume heal` and `volume check`.
 
 use mortar_proto::control::{
-    BrickHeal, BrickState, ClientState, CopyRole, Done, HealEntry, VolumeHealReply,
-    VolumeStatusReply,
+    BrickHeal, BrickState, CheckFinding, CheckedBrick, ClientState, CopyRole, Done, HealEntry,
+    VolumeCheckReply, VolumeHealReply, VolumeStatusReply,
 };
 use serde_json::json;
 
@@ -125,6 +125,64 @@ fn volume_status_of_a_stopped_or_absent_volume() {
         });
         assert_eq!(fake.run("volume status gv0").failed(), format!("{words}\n"));
     }
+}
+
+#[test]
+fn volume_check_tells_what_is_wrong_and_its_exit_status_says_so() {
+    let clean = VolumeCheckReply {
+        end: true,
+        bricks: vec![CheckedBrick {
+            host: "gfs01".to_owned(),
+            path: "/data/gv0".to_owned(),
+            objects: 7,
+            bytes: 4096,
+        }],
+        ..VolumeCheckReply::default()
+    };
+    let so_far = VolumeCheckReply::default();
+    let fake = Fake::start(|script| script.check = vec![so_far.clone(), clean.clone()]);
+    let brick = "Brick gfs01:/data/gv0\nNumber of objects: 7\nNumber of bytes: 4096\n\n";
+    assert_eq!(
+        fake.run("volume check gv0").ok(),
+        format!("{brick}volume check: gv0: success: nothing is wrong\n")
+    );
+    assert_eq!(json_of(&fake.run("--json v check gv0"))["ok"], true);
+
+    let finding = |path: &str, brick: &str, what: &str| CheckFinding {
+        path: path.to_owned(),
+        brick: brick.to_owned(),
+        what: what.to_owned(),
+        ..CheckFinding::default()
+    };
+    let dirty = VolumeCheckReply {
+        findings: vec![
+            finding("/a\nb", "", "mode: 1 on x, 2 on y"),
+            finding("", "gfs01:/data/gv0", "stale mark: m"),
+        ],
+        total: 3,
+        restless: 2,
+        ..clean.clone()
+    };
+    let fake = Fake::start(|script| script.check = vec![so_far.clone(), dirty.clone()]);
+    let ran = fake.run("volume check gv0");
+    assert_eq!((ran.code, ran.err.as_str()), (Some(1), ""));
+    assert_eq!(
+        ran.out,
+        format!(
+            "{brick}/a\\nb - mode: 1 on x, 2 on y\nBrick gfs01:/data/gv0 - stale mark: m\n\
+             ... and 1 more\nNote: 2 objects changed at every look and were not judged\n\
+             volume check: gv0: failed: 3 findings\n"
+        )
+    );
+    let ran = fake.run("--json volume check gv0");
+    let json: serde_json::Value = serde_json::from_str(&ran.out).unwrap();
+    assert_eq!((ran.code, &json["ok"]), (Some(1), &json!(false)));
+    assert_eq!(json["findings"][1]["what"], "stale mark: m");
+
+    // It ends before it has told.
+    let fake = Fake::start(|script| script.check = vec![so_far.clone()]);
+    let failed = fake.run("volume check gv0").failed();
+    assert!(failed.contains("brickd ended before"), "{failed}");
 }
 
 fn heal_reply() -> VolumeHealReply {

@@ -1,11 +1,8 @@
 //! Killed leaders, lost quorums, wiped disks, recovery.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use brickd::registry::{Invited, RegistryError, Timing};
-use mortar_common::PeerId;
-use mortar_proto::control::Empty;
 
 use super::{Host, agree, create, end, leader, option, pool, slow, wait};
 
@@ -126,54 +123,6 @@ async fn a_killed_leader_is_replaced_and_nothing_is_lost() {
     }
     println!("longest time without a leader: {longest:?}");
     assert!(longest < Duration::from_secs(2), "{longest:?}");
-    end(hosts).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_data_directory_is_a_new_peer() {
-    let mut hosts = pool(3, slow()).await;
-    wait("three voters", || async {
-        (hosts[0].voters().await == 3).then_some(())
-    })
-    .await;
-    let wiped = hosts.pop().unwrap();
-    let old_id = wiped.id();
-    let (dir, address, timing) = wiped.kill().await;
-    drop(dir);
-    let fresh = Arc::new(tempfile::tempdir().unwrap());
-    let new = Host::revive((fresh, address, timing)).await;
-    assert_ne!(new.id(), old_id);
-    assert!(new.registry.view().peers.is_empty());
-
-    // The old one has to go before a new one can have its address.
-    let error = hosts[0].probe(&new).await.unwrap_err().to_string();
-    assert!(error.contains("detach the old one first"), "{error}");
-    wait("it to be free again", || async {
-        let identity = new
-            .client()
-            .await
-            .identify(Empty {})
-            .await
-            .unwrap()
-            .into_inner();
-        (identity.pool == 0).then_some(())
-    })
-    .await;
-    hosts[0]
-        .registry
-        .remove(PeerId(old_id), true)
-        .await
-        .unwrap();
-    assert!(matches!(
-        hosts[1].probe(&new).await.unwrap(),
-        Invited::Joined(_)
-    ));
-    hosts.push(new);
-    wait("three voters", || async {
-        (hosts[0].voters().await == 3).then_some(())
-    })
-    .await;
-    agree(&hosts).await;
     end(hosts).await;
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use mortar_common::FsError;
 use mortar_proto::data::{Caller, GetAttr, SetAttr, SetTime, op, set_time};
 
-use super::{Fs, FsResult, is_ordinary, own_object};
+use super::{Fs, FsResult, KillSetId, is_ordinary, own_object};
 use crate::cache::{Attrs, NodeId, Timestamp};
 use crate::session::Effect;
 
@@ -29,6 +29,7 @@ pub struct AttrChange {
     pub size: Option<u64>,
     pub atime: Option<TimeChange>,
     pub mtime: Option<TimeChange>,
+    pub kill: KillSetId,
 }
 
 impl Fs {
@@ -56,10 +57,9 @@ impl Fs {
 
     /// Changes attributes.
     ///
-    /// fuser 0.18 drops FATTR_KILL_SUIDGID: what the kernel means is told by who asks for what. A
-    /// change of owner always clears setuid and setgid of a file, a change of size does so for an
-    /// ordinary user, and a request that sets nothing was sent before a write, for that alone; root's
-    /// writes take a capability only.
+    /// A change of owner always clears setuid and setgid of a file. Where the kernel does not say
+    /// more, a change of size does so for an ordinary user; and a request that sets nothing was sent
+    /// before a write, for that alone: root's writes take a capability only.
     pub fn setattr(
         &self,
         caller: Caller,
@@ -68,8 +68,11 @@ impl Fs {
     ) -> FsResult<(Attrs, Duration)> {
         let gfid = self.inodes.gfid(node)?;
         let chowns = change.uid.is_some() || change.gid.is_some();
-        let clears_only = change == AttrChange::default();
-        let kills = (change.size.is_some() || clears_only) && is_ordinary(&caller);
+        let kill = KillSetId::default();
+        let clears_only = AttrChange { kill, ..change } == AttrChange::default();
+        let kills = change
+            .kill
+            .judged(|| (change.size.is_some() || clears_only) && is_ordinary(&caller));
         let setattr = SetAttr {
             gfid: Some(gfid),
             mode: change.mode,

@@ -44,7 +44,9 @@ impl Fs {
             offset,
             len,
         };
-        let (result, payload, _) = self.read_op(caller, op::Op::Read(read))?;
+        let ops = vec![op::Op::Read(read)];
+        let mut answer = self.ask_through(Some(&file), caller, ops, &[], Effect::Read)?;
+        let (result, payload) = (answer.take(0)?, answer.payload);
         match result.ok {
             Some(result::Ok::PayloadLen(got)) if got <= len && got as usize <= payload.len() => {
                 Ok(payload.slice(..got as usize))
@@ -80,7 +82,8 @@ impl Fs {
         } else {
             Effect::Repeatable
         };
-        let mut answer = self.ask(caller, vec![op::Op::Write(write)], bytes, effect)?;
+        let ops = vec![op::Op::Write(write)];
+        let mut answer = self.ask_through(Some(&file), caller, ops, bytes, effect)?;
         let result = answer.take(0)?;
         if let Some(object) = object_of(&result, file.gfid) {
             self.inodes.wrote(node, object.data_counter);

@@ -1,18 +1,16 @@
 //! GETLK and SETLK: locks live at the primary, so they hold between mounts.
 //!
-//! fuser 0.18 does not say whether a lock is flock(2)'s or fcntl(2)'s. All are asked for as POSIX
-//! locks of the kernel's owner: a flock's owner is its open file, so it behaves as flock does, but
-//! the two kinds exclude each other, which on a local disk they do not. Guessing the kind is worse:
-//! two mounts that guess differently would both hold the lock.
+//! A waiting lock is asked for again and again, each time for a moment only, so that an interrupted
+//! caller is answered soon. It is answered what the last request came to, never before that is
+//! known: a lock that was granted in that moment belongs to the caller.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use mortar_common::FsError;
 use mortar_proto::data::{Caller, GetLock, Lock, LockKind, LockType, SetLock, op, result};
 
-use super::handles::File;
 use super::notes::Note;
 use super::{Fs, FsResult, is_uncertain, object_of};
 use crate::cache::{NodeId, Pages};
@@ -21,13 +19,14 @@ use crate::session::{Effect, signal_waits};
 
 /// Callers that may wait for locks at a time, a thread each.
 const WAITERS_MAX: usize = 1024;
-/// The primary may hold a waiting request this long before it says "not yet".
-const WAIT: Duration = Duration::from_millis(500);
+/// The primary may hold a waiting request this long before it says "not yet": the longest that an
+/// interrupted caller waits for its answer.
+const WAIT: Duration = Duration::from_millis(100);
 /// When the primary says so at once, it is asked again after a pause that begins here …
 const PAUSE_FIRST: Duration = Duration::from_millis(1);
 /// … and doubles up to this.
 const PAUSE_MAX: Duration = Duration::from_millis(50);
-/// A waiting caller is looked at this often for a signal.
+/// Where the kernel does not tell of interrupts, a waiting caller is looked at this often.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 /// Stack of a waiter.
 const WAITER_STACK_BYTES: usize = 256 << 10;
@@ -54,10 +53,39 @@ pub struct LockAsk {
     pub owner: u64,
     /// The process, as `F_GETLK` shows it to others.
     pub pid: u32,
+    /// Of flock(2) or of fcntl(2); the two do not meet.
+    pub kind: LockKind,
     /// Which bytes.
     pub range: LockRange,
     /// Shared, exclusive, or none.
     pub how: LockType,
+}
+
+/// Set when the caller of a waiting request wants to go on.
+#[derive(Debug, Default)]
+pub struct Interrupt(AtomicBool);
+
+impl Interrupt {
+    /// The caller got a signal.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether it has.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Whether a lock that is not free is waited for.
+#[derive(Clone, Debug)]
+pub enum LockWait {
+    /// It is refused.
+    No,
+    /// Until it is granted or this is set.
+    UntilInterrupt(Arc<Interrupt>),
+    /// Until it is granted or a signal is seen to wait for the caller.
+    UntilSignal,
 }
 
 /// Called with what SETLK comes to, by whatever thread knows it.
@@ -72,7 +100,7 @@ impl Fs {
     pub fn getlk(&self, caller: Caller, ask: LockAsk) -> FsResult<Lock> {
         let file = self.handles.file(ask.handle)?;
         file.usable()?;
-        let lock = self.lock_of(&file, &ask);
+        let lock = lock_of(&ask);
         let get = GetLock {
             gfid: Some(file.gfid),
             lock: Some(lock),
@@ -84,22 +112,29 @@ impl Fs {
         }
     }
 
-    /// Takes or drops a lock. If it is not free and `may_wait`, a thread of its own waits for it,
-    /// until it is granted or a signal comes to the caller.
+    /// Takes or drops a lock. If it is not free, a thread of its own waits for it as `wait` says.
     pub fn setlk(
         self: &Arc<Self>,
         caller: Caller,
         ask: LockAsk,
-        may_wait: bool,
+        wait: LockWait,
         answer: LockAnswer,
     ) {
         match self.try_lock(caller, &ask, Duration::ZERO) {
-            Err(FsError::Again) if may_wait => self.wait_for_lock(caller, ask, answer),
+            Err(FsError::Again) if !matches!(wait, LockWait::No) => {
+                self.wait_for_lock(caller, ask, wait, answer);
+            }
             outcome => self.lock_judged(&ask, outcome, answer),
         }
     }
 
-    fn wait_for_lock(self: &Arc<Self>, caller: Caller, ask: LockAsk, answer: LockAnswer) {
+    fn wait_for_lock(
+        self: &Arc<Self>,
+        caller: Caller,
+        ask: LockAsk,
+        wait: LockWait,
+        answer: LockAnswer,
+    ) {
         if self.lock_waiters.0.fetch_add(1, Ordering::Relaxed) >= WAITERS_MAX {
             self.lock_waiters.0.fetch_sub(1, Ordering::Relaxed);
             return answer(Err(FsError::NoLocks));
@@ -111,7 +146,7 @@ impl Fs {
             .name("lock-waiter".to_owned())
             .stack_size(WAITER_STACK_BYTES)
             .spawn(move || {
-                let outcome = fs.lock_when_free(caller, &ask);
+                let outcome = fs.lock_when_free(caller, &ask, &wait);
                 fs.lock_waiters.0.fetch_sub(1, Ordering::Relaxed);
                 if let Ok(answer) = receive.recv() {
                     fs.lock_judged(&ask, outcome, answer);
@@ -128,24 +163,22 @@ impl Fs {
         }
     }
 
-    fn lock_when_free(&self, caller: Caller, ask: &LockAsk) -> FsResult<Pages> {
+    fn lock_when_free(&self, caller: Caller, ask: &LockAsk, wait: &LockWait) -> FsResult<Pages> {
         let mut pause = PAUSE_FIRST;
-        let mut looked_at = Instant::now();
-        let mut signalled = false;
+        let mut watch = SignalWatch::of(caller);
         loop {
+            let ended = match wait {
+                LockWait::No => true,
+                LockWait::UntilInterrupt(interrupt) => interrupt.is_set(),
+                LockWait::UntilSignal => watch.is_signalled(),
+            };
+            if ended {
+                return Err(FsError::Interrupted);
+            }
             let began = Instant::now();
             match self.try_lock(caller, ask, WAIT) {
                 Err(FsError::Again) => {}
                 outcome => return outcome,
-            }
-            if looked_at.elapsed() >= LOOK_EVERY {
-                looked_at = Instant::now();
-                // Twice, because another thread of the process may be about to take the signal.
-                let waits = signal_waits(caller.pid);
-                if waits && signalled {
-                    return Err(FsError::Interrupted);
-                }
-                signalled = waits;
             }
             if began.elapsed() < WAIT / 2 {
                 std::thread::sleep(pause);
@@ -160,18 +193,18 @@ impl Fs {
         file.usable()?;
         let holdings = self.session.holdings();
         let unlock = ask.how == LockType::LockUnlock;
-        if unlock && holdings.lock_kind(file.gfid, ask.owner).is_none() {
+        if unlock && !holdings.holds_lock(file.gfid, ask.owner, ask.kind) {
             return Ok(Pages::Current);
         }
         let set = SetLock {
             gfid: Some(file.gfid),
-            lock: Some(self.lock_of(&file, ask)),
+            lock: Some(lock_of(ask)),
             wait_ms: if unlock { 0 } else { wait.as_millis() as u32 },
         };
         let held = HeldLock {
             owner: ask.owner,
             handle: ask.handle,
-            kind: LockKind::LockPosix,
+            kind: ask.kind,
             lost: file.locks_lost.clone(),
         };
         let outcome = self.change_op(caller, op::Op::Setlock(set), Effect::Repeatable);
@@ -187,7 +220,7 @@ impl Fs {
                     end: TO_THE_END,
                 })
             {
-                holdings.owner_unlocked(file.gfid, ask.owner);
+                holdings.owner_unlocked(file.gfid, ask.owner, ask.kind);
             }
             return Ok(Pages::Current);
         }
@@ -219,18 +252,44 @@ impl Fs {
             Err(error) => answer(Err(error)),
         }
     }
+}
 
-    fn lock_of(&self, file: &File, ask: &LockAsk) -> Lock {
-        let kind = self.session.holdings().lock_kind(file.gfid, ask.owner);
-        Lock {
-            kind: kind.unwrap_or(LockKind::LockPosix).into(),
-            r#type: ask.how.into(),
-            start: ask.range.start,
-            end: ask.range.end,
-            owner: ask.owner,
-            pid: ask.pid,
-            handle: ask.handle,
-            session: 0,
+/// Looks at a caller for a signal, where nobody tells.
+struct SignalWatch {
+    pid: u32,
+    looked_at: Instant,
+    seen: bool,
+}
+
+impl SignalWatch {
+    fn of(caller: Caller) -> Self {
+        SignalWatch {
+            pid: caller.pid,
+            looked_at: Instant::now(),
+            seen: false,
         }
+    }
+
+    /// Seen twice, because another thread of the process may be about to take the signal.
+    fn is_signalled(&mut self) -> bool {
+        if self.looked_at.elapsed() < LOOK_EVERY {
+            return false;
+        }
+        self.looked_at = Instant::now();
+        let before = std::mem::replace(&mut self.seen, signal_waits(self.pid));
+        before && self.seen
+    }
+}
+
+fn lock_of(ask: &LockAsk) -> Lock {
+    Lock {
+        kind: ask.kind.into(),
+        r#type: ask.how.into(),
+        start: ask.range.start,
+        end: ask.range.end,
+        owner: ask.owner,
+        pid: ask.pid,
+        handle: ask.handle,
+        session: 0,
     }
 }

@@ -5,7 +5,7 @@ use mortar_common::name::check_entry_name;
 use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{Caller, Create, Link, ReadLink, op, result};
 
-use super::open::Opened;
+use super::open::{OpenHow, Opened};
 use super::{Entry, Fs, FsResult, is_ordinary, is_uncertain, own_object};
 use crate::cache::NodeId;
 use crate::session::Effect;
@@ -61,11 +61,11 @@ impl Fs {
         parent: NodeId,
         name: &[u8],
         mode: u32,
-        flags: i32,
+        how: OpenHow,
     ) -> FsResult<(Entry, Opened)> {
         let parent_gfid = self.inodes.gfid(parent)?;
         let mode = libc::S_IFREG | mode & !libc::S_IFMT;
-        let must_be_new = flags & libc::O_EXCL != 0;
+        let must_be_new = how.flags & libc::O_EXCL != 0;
         let create = Create {
             exclusive: must_be_new || is_ordinary(&caller),
             open: true,
@@ -90,9 +90,9 @@ impl Fs {
         self.saw_name(parent, parent_gfid, name, gfid);
         let opened = if result.created {
             self.register_open(gfid);
-            Ok(self.opened(entry.node, gfid, &entry.attrs, flags, None))
+            Ok(self.opened(entry.node, gfid, &entry.attrs, how.flags, None))
         } else {
-            self.open(caller, entry.node, flags)
+            self.open(caller, entry.node, how)
         };
         match opened {
             Ok(opened) => Ok((entry, opened)),

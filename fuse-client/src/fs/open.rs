@@ -4,7 +4,7 @@ use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{Caller, GetAttr, LockKind, Open, Read, ReleaseOwner, op, result};
 
 use super::handles::{File, Head};
-use super::{Fs, FsResult, is_ordinary, is_uncertain, own_object, to_the_end};
+use super::{Fs, FsResult, KillSetId, is_ordinary, is_uncertain, own_object, to_the_end};
 use crate::cache::{Attrs, NodeId, Pages};
 use crate::options::PageCache;
 use crate::session::holdings::Registration;
@@ -12,6 +12,15 @@ use crate::session::{Answer, Effect};
 
 /// A file up to this long comes with its open.
 const HEAD_BYTES_MAX: u32 = 64 << 10;
+
+/// How a file is to be opened.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenHow {
+    /// As open(2) has them.
+    pub flags: i32,
+    /// Whether O_TRUNC clears setuid, setgid and capabilities.
+    pub kill: KillSetId,
+}
 
 /// How an open file uses the kernel's page cache.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -47,14 +56,15 @@ pub enum KernelAttributes {
 impl Fs {
     /// Opens a file: one request, that revalidates it, registers the open if this mount had none,
     /// truncates it if asked to, and brings the bytes of a small file.
-    pub fn open(&self, caller: Caller, node: NodeId, flags: i32) -> FsResult<Opened> {
+    pub fn open(&self, caller: Caller, node: NodeId, how: OpenHow) -> FsResult<Opened> {
+        let OpenHow { flags, kill } = how;
         let gfid = self.inodes.gfid(node)?;
         let truncate = flags & libc::O_TRUNC != 0;
         let unnamed =
             self.inodes.is_unnamed_here(node) || self.retries.is_second_try(caller.pid, node);
         let registration = self.session.holdings().begin_open(gfid);
         let (first, effect) = if truncate || registration == Registration::Needed {
-            let kill_suidgid = truncate && is_ordinary(&caller);
+            let kill_suidgid = truncate && kill.judged(|| is_ordinary(&caller));
             let open = Open {
                 gfid: Some(gfid),
                 truncate,
@@ -149,7 +159,7 @@ impl Fs {
     pub fn flush(&self, caller: Caller, handle: u64, owner: u64) -> FsResult<()> {
         let file = self.handles.file(handle)?;
         let holdings = self.session.holdings();
-        if holdings.lock_kind(file.gfid, owner) == Some(LockKind::LockPosix) {
+        if holdings.holds_lock(file.gfid, owner, LockKind::LockPosix) {
             let release = ReleaseOwner {
                 gfid: Some(file.gfid),
                 owner,
@@ -161,7 +171,7 @@ impl Fs {
                 op::Op::ReleaseOwner(release),
                 Effect::Repeatable,
             )?;
-            holdings.owner_unlocked(file.gfid, owner);
+            holdings.owner_unlocked(file.gfid, owner, LockKind::LockPosix);
         }
         file.usable()
     }

@@ -6,7 +6,7 @@ use mortar_proto::data::{
     Caller, GetXattr, ListXattr, Presence, RemoveXattr, SetXattr, op, result,
 };
 
-use super::{Fs, FsResult, is_ordinary};
+use super::{Fs, FsResult, KillSetId, is_ordinary};
 use crate::cache::{Attrs, NodeId};
 use crate::session::Effect;
 
@@ -73,7 +73,7 @@ impl Fs {
         fit(Some(result::Ok::Bytes(names)), room)
     }
 
-    /// Sets a value; `flags` as setxattr(2) has them.
+    /// Sets a value; `flags` as setxattr(2) has them. An access ACL may clear setgid.
     pub fn setxattr(
         &self,
         caller: Caller,
@@ -81,16 +81,22 @@ impl Fs {
         name: &[u8],
         value: &[u8],
         flags: u32,
+        kill_sgid: KillSetId,
     ) -> FsResult<()> {
         let gfid = self.inodes.gfid(node)?;
         presence_of(name)?;
         if value.len() > VALUE_BYTES_MAX {
             return Err(FsError::TooBig);
         }
-        let kill_sgid = name == ACL_ACCESS && {
-            let (attrs, _) = self.getattr(caller, node)?;
-            is_ordinary(&caller) && !in_group(&caller, attrs.gid)
-        };
+        let kill_sgid = name == ACL_ACCESS
+            && match kill_sgid {
+                KillSetId::Yes => true,
+                KillSetId::No => false,
+                KillSetId::NotTold => {
+                    let (attrs, _) = self.getattr(caller, node)?;
+                    is_ordinary(&caller) && !in_group(&caller, attrs.gid)
+                }
+            };
         let set = SetXattr {
             gfid: Some(gfid),
             name: Bytes::copy_from_slice(name),

@@ -47,7 +47,7 @@ pub struct HeldLock {
     pub owner: u64,
     /// The handle through which it was taken.
     pub handle: u64,
-    /// Its kind, fixed by the first lock of this owner.
+    /// Its kind. An open-file-description lock and a flock of one open file have one owner.
     pub kind: LockKind,
     /// Set when a fence has taken the lock away.
     pub lost: Arc<AtomicBool>,
@@ -182,26 +182,22 @@ impl Holdings {
         let locks = &mut state.entry(gfid).or_default().locks;
         if !locks
             .iter()
-            .any(|have| have.owner == lock.owner && have.handle == lock.handle)
+            .any(|have| have.is_of(lock.owner, lock.kind) && have.handle == lock.handle)
         {
             locks.push(lock);
         }
     }
 
-    /// The kind of the locks this owner holds here; `None` = it holds none.
-    pub fn lock_kind(&self, gfid: Gfid, owner: u64) -> Option<LockKind> {
+    /// Whether this owner holds a lock of this kind here.
+    pub fn holds_lock(&self, gfid: Gfid, owner: u64, kind: LockKind) -> bool {
         let state = self.lock();
-        let lock = state
-            .get(&gfid)?
-            .locks
-            .iter()
-            .find(|lock| lock.owner == owner)?;
-        Some(lock.kind)
+        let held = state.get(&gfid);
+        held.is_some_and(|held| held.locks.iter().any(|lock| lock.is_of(owner, kind)))
     }
 
-    /// Forgets the locks of an owner; whether there were any.
-    pub fn owner_unlocked(&self, gfid: Gfid, owner: u64) -> bool {
-        self.unlock(gfid, |lock| lock.owner == owner)
+    /// Forgets the locks of this kind of an owner; whether there were any.
+    pub fn owner_unlocked(&self, gfid: Gfid, owner: u64, kind: LockKind) -> bool {
+        self.unlock(gfid, |lock| lock.is_of(owner, kind))
     }
 
     /// Forgets the locks taken through a handle; whether there were any.
@@ -250,6 +246,12 @@ impl Holdings {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<Gfid, Held>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl HeldLock {
+    fn is_of(&self, owner: u64, kind: LockKind) -> bool {
+        self.owner == owner && self.kind == kind
     }
 }
 
@@ -331,9 +333,10 @@ mod tests {
             lost: lost.clone(),
         };
         holdings.lock_granted(FILE, lock);
-        assert_eq!(holdings.lock_kind(FILE, 1), Some(LockKind::LockPosix));
+        assert!(holdings.holds_lock(FILE, 1, LockKind::LockPosix));
+        assert!(!holdings.holds_lock(FILE, 1, LockKind::LockFlock));
         assert_eq!(holdings.lose_locks(), 1);
         assert!(lost.load(Ordering::Acquire));
-        assert!(!holdings.owner_unlocked(FILE, 1));
+        assert!(!holdings.owner_unlocked(FILE, 1, LockKind::LockPosix));
     }
 }

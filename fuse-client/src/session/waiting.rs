@@ -80,7 +80,8 @@ impl Waiting {
 
 /// Whether SIGKILL waits for this thread: nobody will see what it is answered.
 ///
-/// The kernel tells of interrupted requests, but fuser 0.18 does not pass that on.
+/// The kernel tells once that a caller got a signal, and not which: the one that counts may come
+/// later.
 pub fn caller_is_dying(pid: u32) -> bool {
     pending_signals(pid).is_some_and(|pending| pending.all & SIGKILL_BIT != 0)
 }

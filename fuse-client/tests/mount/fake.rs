@@ -12,9 +12,10 @@ use bytes::Bytes;
 use mortar_proto::WIRE_VERSION;
 use mortar_proto::control::pool_server::{Pool, PoolServer};
 use mortar_proto::control::{
-    BarrierReply, Done, Empty, Identity, JoinReply, JoinRequest, LeaveRequest, LocalBricksReply,
-    PrepareBrickReply, PrepareBrickRequest, RegistryStatusReply, VolumeHealReply,
-    VolumeHealRequest, VolumeName, WatchViewRequest,
+    BarrierReply, CheckPage, CheckRequest, Done, Empty, Identity, JoinReply, JoinRequest,
+    LeaveRequest, LocalBricksReply, PrepareBrickReply, PrepareBrickRequest, RecallReply,
+    RecallRequest, RegistryStatusReply, VolumeHealReply, VolumeHealRequest, VolumeName,
+    WatchViewRequest,
 };
 use mortar_proto::data::{EpochRef, Hello, Reply, ReplyStatus, Request};
 use mortar_proto::frame::{self, Kind};
@@ -437,6 +438,9 @@ impl Pool for Service {
     async fn status(&self, _: tonic::Request<Empty>) -> Answer<RegistryStatusReply> {
         not_here()
     }
+    async fn recall(&self, _: tonic::Request<RecallRequest>) -> Answer<RecallReply> {
+        not_here()
+    }
     async fn leave(&self, _: tonic::Request<LeaveRequest>) -> Answer<Done> {
         not_here()
     }
@@ -453,6 +457,9 @@ impl Pool for Service {
         &self,
         _: tonic::Request<PrepareBrickRequest>,
     ) -> Answer<PrepareBrickReply> {
+        not_here()
+    }
+    async fn local_check(&self, _: tonic::Request<CheckRequest>) -> Answer<CheckPage> {
         not_here()
     }
     async fn local_heal(&self, _: tonic::Request<VolumeHealRequest>) -> Answer<VolumeHealReply> {

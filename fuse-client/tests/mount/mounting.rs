@@ -137,6 +137,27 @@ fn what_cannot_be_mounted_is_one_sentence() {
 }
 
 #[test]
+fn the_library_serves_as_our_own_loop_does() {
+    let mount = Mount::with("fuse-loop=fuser");
+    fs::create_dir(mount.path("d")).unwrap();
+    fs::write(mount.path("d/f"), b"content").unwrap();
+    assert_eq!(fs::read(mount.path("d/f")).unwrap(), b"content");
+    fs::rename(mount.path("d/f"), mount.path("d/g")).unwrap();
+    let names: Vec<_> = fs::read_dir(mount.path("d"))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name())
+        .collect();
+    assert_eq!(names, ["g"]);
+    let file = fs::File::options().write(true).open(mount.path("d/g"));
+    let file = file.unwrap();
+    crate::locks::fcntl_lock(&file, libc::F_WRLCK, true).unwrap();
+    file.set_len(3).unwrap();
+    assert_eq!(fs::read(mount.path("d/g")).unwrap(), b"con");
+    fs::remove_file(mount.path("d/g")).unwrap();
+    mount.assert_quiet();
+}
+
+#[test]
 fn a_backup_host_is_asked_when_the_first_does_not_answer() {
     let mount = Mount::new();
     let at = mount.folder.path().join("other");

@@ -1,5 +1,5 @@
-//! A disk that can lose power: a file served from this process's memory, under a loop device, with
-//! a write cache that forgets.
+//! A disk that can lose power, or go bad: a file served from this process's memory, under a loop
+//! device, with a write cache that forgets.
 //!
 //! What a cut leaves is what a real disk would hold: at one instant, between two of the disk's own
 //! writes, everything that was written before the last flush, and of what was written since a
@@ -34,6 +34,18 @@ type Block = Arc<[u8; BLOCK_BYTES]>;
 #[derive(Clone, Default)]
 pub(super) struct Image(HashMap<u64, Block>);
 
+/// What is wrong with a disk.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum DiskTrouble {
+    /// Nothing.
+    #[default]
+    Nothing,
+    /// What is not in a cache above it cannot be read: EIO.
+    ReadsFail,
+    /// Nothing is written or flushed any more: EIO.
+    WritesFail,
+}
+
 /// A disk with power.
 struct Disk {
     bytes: u64,
@@ -48,6 +60,19 @@ struct State {
     unflushed: HashMap<u64, Option<Block>>,
     frozen: bool,
     flushes: u64,
+    trouble: DiskTrouble,
+    /// Reads, writes and flushes that failed.
+    failures: u64,
+}
+
+impl State {
+    fn fails(&mut self, when: DiskTrouble) -> Result<(), Errno> {
+        if self.trouble == when {
+            self.failures += 1;
+            return Err(Errno::EIO);
+        }
+        Ok(())
+    }
 }
 
 impl Disk {
@@ -62,21 +87,23 @@ impl Disk {
         thawed.unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn read(&self, offset: u64, len: usize) -> Vec<u8> {
+    fn read(&self, offset: u64, len: usize) -> Result<Vec<u8>, Errno> {
         let len = len.min(self.bytes.saturating_sub(offset) as usize);
         let mut bytes = vec![0; len];
-        let state = self.lock();
+        let mut state = self.lock();
+        state.fails(DiskTrouble::ReadsFail)?;
         for (block, within, at) in pieces(offset, len) {
             if let Some(stored) = state.written.get(&block) {
                 let count = at.len();
                 bytes[at].copy_from_slice(&stored[within..within + count]);
             }
         }
-        bytes
+        Ok(bytes)
     }
 
-    fn write(&self, offset: u64, data: &[u8]) {
+    fn write(&self, offset: u64, data: &[u8]) -> Result<(), Errno> {
         let mut state = self.ready();
+        state.fails(DiskTrouble::WritesFail)?;
         for (block, within, at) in pieces(offset, data.len()) {
             let before = state.written.get(&block).cloned();
             let mut bytes = before.as_deref().copied().unwrap_or([0; BLOCK_BYTES]);
@@ -84,12 +111,29 @@ impl Disk {
             state.unflushed.entry(block).or_insert(before);
             state.written.insert(block, Arc::new(bytes));
         }
+        Ok(())
     }
 
-    fn flush(&self) {
+    fn flush(&self) -> Result<(), Errno> {
         let mut state = self.ready();
+        state.fails(DiskTrouble::WritesFail)?;
         state.unflushed.clear();
         state.flushes += 1;
+        Ok(())
+    }
+
+    /// Flips one bit of each block that begins with `mark`; returns how many these are.
+    fn flip_bit(&self, mark: &[u8]) -> usize {
+        let mut flipped = 0;
+        for block in self.lock().written.values_mut() {
+            if block.starts_with(mark) {
+                let mut bytes = **block;
+                bytes[mark.len()] ^= 1;
+                *block = Arc::new(bytes);
+                flipped += 1;
+            }
+        }
+        flipped
     }
 
     /// Nothing is written from here on until [`Disk::thaw`]; what would be left without power.
@@ -181,6 +225,28 @@ impl Shelf {
         self.newest().lock().flushes
     }
 
+    /// From now on the newest disk has this trouble.
+    pub fn trouble(&self, trouble: DiskTrouble) {
+        self.newest().lock().trouble = trouble;
+    }
+
+    /// How many reads, writes and flushes of the newest disk failed.
+    pub fn failures(&self) -> u64 {
+        self.newest().lock().failures
+    }
+
+    /// Flips one bit behind `mark` in each block of the newest disk that begins with it; returns how
+    /// many these are.
+    pub fn flip_bit(&self, mark: &[u8]) -> usize {
+        self.newest().flip_bit(mark)
+    }
+
+    /// The newest disk's path.
+    pub fn newest_path(&self) -> PathBuf {
+        let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
+        self.folder.join(disks.len().to_string())
+    }
+
     /// Frees the memory of all disks but the newest.
     pub fn drop_old(&self) {
         let disks = self.disks.lock().unwrap_or_else(PoisonError::into_inner);
@@ -235,7 +301,10 @@ impl Filesystem for Served {
         reply: ReplyData,
     ) {
         match self.disk(ino.into()) {
-            Some(disk) => reply.data(&disk.read(offset, size as usize)),
+            Some(disk) => match disk.read(offset, size as usize) {
+                Ok(bytes) => reply.data(&bytes),
+                Err(error) => reply.error(error),
+            },
             None => reply.error(Errno::EIO),
         }
     }
@@ -253,10 +322,10 @@ impl Filesystem for Served {
         reply: ReplyWrite,
     ) {
         match self.disk(ino.into()) {
-            Some(disk) => {
-                disk.write(offset, data);
-                reply.written(data.len() as u32);
-            }
+            Some(disk) => match disk.write(offset, data) {
+                Ok(()) => reply.written(data.len() as u32),
+                Err(error) => reply.error(error),
+            },
             None => reply.error(Errno::EIO),
         }
     }
@@ -269,10 +338,10 @@ impl Filesystem for Served {
         _datasync: bool,
         reply: ReplyEmpty,
     ) {
-        if let Some(disk) = self.disk(ino.into()) {
-            disk.flush();
+        match self.disk(ino.into()).map(|disk| disk.flush()) {
+            Some(Err(error)) => reply.error(error),
+            Some(Ok(())) | None => reply.ok(),
         }
-        reply.ok();
     }
 
     fn flush(
@@ -327,10 +396,10 @@ mod tests {
     #[test]
     fn what_was_flushed_is_left_and_of_the_rest_a_part() {
         let disk = disk();
-        disk.write(0, &[1; 64 * BLOCK_BYTES]);
-        disk.flush();
-        disk.write(100, &[2; 63 * BLOCK_BYTES]);
-        assert_eq!(disk.read(99, 2), [1, 2]);
+        disk.write(0, &[1; 64 * BLOCK_BYTES]).unwrap();
+        disk.flush().unwrap();
+        disk.write(100, &[2; 63 * BLOCK_BYTES]).unwrap();
+        assert_eq!(disk.read(99, 2).unwrap(), [1, 2]);
         let Image(left) = disk.freeze(&mut Random::new(1));
         let new = left.values().filter(|block| block.contains(&2)).count();
         assert_eq!(left.len(), 64);
@@ -345,12 +414,27 @@ mod tests {
         let disk = disk();
         disk.freeze(&mut Random::new(1));
         std::thread::scope(|scope| {
-            let write = scope.spawn(|| disk.write(0, &[7; 10]));
+            let write = scope.spawn(|| disk.write(0, &[7; 10]).unwrap());
             std::thread::sleep(Duration::from_millis(50));
             assert!(!write.is_finished());
-            assert_eq!(disk.read(0, 1), [0]);
+            assert_eq!(disk.read(0, 1).unwrap(), [0]);
             disk.thaw();
         });
-        assert_eq!(disk.read(0, 1), [7]);
+        assert_eq!(disk.read(0, 1).unwrap(), [7]);
+    }
+
+    #[test]
+    fn a_disk_in_trouble_fails_as_it_is_told_and_counts_it() {
+        let disk = disk();
+        disk.write(0, b"mark0").unwrap();
+        disk.lock().trouble = DiskTrouble::ReadsFail;
+        assert!(disk.read(0, 1).is_err() && disk.write(5, &[1]).is_ok() && disk.flush().is_ok());
+        disk.lock().trouble = DiskTrouble::WritesFail;
+        assert!(disk.read(0, 1).is_ok() && disk.write(5, &[2]).is_err() && disk.flush().is_err());
+        assert_eq!(disk.lock().failures, 3);
+        disk.lock().trouble = DiskTrouble::Nothing;
+        assert_eq!(disk.read(0, 6).unwrap(), b"mark0\x01");
+        assert_eq!((disk.flip_bit(b"mark"), disk.flip_bit(b"other")), (1, 0));
+        assert_eq!(disk.read(0, 6).unwrap(), b"mark1\x01");
     }
 }

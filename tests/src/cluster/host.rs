@@ -24,6 +24,8 @@ use super::process::{Process, Ran, program, run, signal_process, wait_until};
 
 /// The port of every brickd.
 pub const PORT: u16 = 24017;
+/// Gives a process another time of day.
+const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 /// Stands before the program in the command line of one that enters a host.
 pub(super) const ENTERED: &str = "entered-host";
 /// A command of the CLI ends within this time or is a failure.
@@ -46,6 +48,8 @@ pub struct Host {
     brickd: Mutex<Option<Process>>,
     mounts: Mutex<u32>,
     pub(super) power: Mutex<Option<PowerDisk>>,
+    /// How far its clock is off, as libfaketime takes it; empty = not at all.
+    clock: Mutex<String>,
 }
 
 impl Host {
@@ -65,6 +69,7 @@ impl Host {
             brickd: Mutex::new(None),
             mounts: Mutex::new(0),
             power: Mutex::new(None),
+            clock: Mutex::default(),
         }
     }
 
@@ -172,7 +177,23 @@ impl Host {
             .args(["--advertise", &self.name])
             .arg("--socket")
             .arg(self.socket());
+        let clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        if !clock.is_empty() {
+            command
+                .env("LD_PRELOAD", FAKETIME)
+                .env("FAKETIME", &*clock)
+                .env("FAKETIME_DONT_FAKE_MONOTONIC", "1");
+        }
         command
+    }
+
+    /// From its next start on the clock of this host's brickd is off by so much, such as `+3h`; the
+    /// empty text is the right time. Only the time of day: the kernel's steady clocks are as they are.
+    #[track_caller]
+    pub fn set_clock(&self, off: &str) {
+        let there = Path::new(FAKETIME).exists();
+        assert!(there, "{FAKETIME} is missing (Debian's libfaketime)");
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = off.to_owned();
     }
 
     /// Starts brickd and waits until it answers on its port and its admin socket.

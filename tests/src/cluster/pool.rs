@@ -59,6 +59,30 @@ impl Cluster {
         cluster
     }
 
+    /// The same, but only the bricks are on such disks; the third peer is a witness without one.
+    #[track_caller]
+    pub fn with_brick_disks(file_system: FileSystem) -> Self {
+        let peers = ["gfs01", "gfs02", "gfs03"];
+        let cluster = Cluster::new(&["gfs01", "gfs02", "gfs03", "client"]);
+        let specs: Vec<String> = peers[..2]
+            .iter()
+            .map(|peer| cluster.host(peer).brick_disk(file_system))
+            .collect();
+        cluster.found_on(&peers, &specs);
+        cluster
+    }
+
+    /// gfs01, gfs02 and gfs03, a started volume of so many `copies` on the first of them, and
+    /// hosts of these names for clients.
+    #[track_caller]
+    pub fn three_peers_and(copies: usize, clients: &[&str]) -> Self {
+        let peers = ["gfs01", "gfs02", "gfs03"];
+        let hosts: Vec<&str> = peers.iter().chain(clients).copied().collect();
+        let cluster = Cluster::new(&hosts);
+        cluster.found(&peers, copies);
+        cluster
+    }
+
     /// gfs01 alone with one brick, and a host `client`.
     #[track_caller]
     pub fn one_host() -> Self {
@@ -67,9 +91,9 @@ impl Cluster {
         cluster
     }
 
-    /// Starts brickd on `peers`, joins them and starts a volume over the first `replica`.
+    /// Starts brickd on `peers`, joins them and starts [`VOLUME`] over the first `replica` of them.
     #[track_caller]
-    fn found(&self, peers: &[&str], replica: usize) {
+    pub fn found(&self, peers: &[&str], replica: usize) {
         let bricks: Vec<String> = peers[..replica]
             .iter()
             .map(|peer| self.host(peer).brick_spec(BRICK))
@@ -77,8 +101,9 @@ impl Cluster {
         self.found_on(peers, &bricks);
     }
 
+    /// The same, over these bricks (`HOST:/PATH`).
     #[track_caller]
-    fn found_on(&self, peers: &[&str], bricks: &[String]) {
+    pub fn found_on(&self, peers: &[&str], bricks: &[String]) {
         for peer in peers {
             self.host(peer).start_brickd();
         }
@@ -207,11 +232,21 @@ impl Cluster {
     }
 
     /// Waits until the copies of [`VOLUME`] on gfs01 and gfs02 are healed, and asserts that the
-    /// two folders are equal.
+    /// two folders are equal and that `volume check` finds nothing.
     #[track_caller]
     pub fn assert_healed_and_equal(&self) {
         self.wait_healed(VOLUME);
         super::assert_bricks_equal(&self.brick("gfs01"), &self.brick("gfs02"));
+        self.assert_check_finds_nothing(VOLUME);
+    }
+
+    /// Asserts that `volume check` finds nothing: unequal copies, orphans, wrong link counts,
+    /// leftovers.
+    #[track_caller]
+    pub fn assert_check_finds_nothing(&self, volume: &str) {
+        self.any_peer()
+            .mortar(&format!("volume check {volume}"))
+            .ok();
     }
 
     #[track_caller]
@@ -287,7 +322,7 @@ impl Host {
     }
 
     /// Whether every copy is in the epoch with the incarnation that runs, or why not.
-    fn in_sync(&self, volume: &str) -> Result<(), String> {
+    pub fn in_sync(&self, volume: &str) -> Result<(), String> {
         let view = self.view()?;
         let known = view
             .volumes

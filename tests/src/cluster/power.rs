@@ -62,7 +62,7 @@ impl FileSystem {
 
 /// A host's disk.
 pub(super) struct PowerDisk {
-    shelf: Shelf,
+    pub(super) shelf: Shelf,
     file_system: FileSystem,
 }
 
@@ -81,6 +81,16 @@ impl Host {
     /// that [`cut_power`] can cut; returns `HOST:/PATH` of that brick.
     #[track_caller]
     pub fn power_disk(&self, file_system: FileSystem) -> String {
+        let brick = self.brick_disk(file_system);
+        let data = self.dir.join("disk/data");
+        fs::create_dir(&data).expect("the data directory");
+        std::os::unix::fs::symlink(data, self.data_dir()).expect("its place");
+        brick
+    }
+
+    /// Gives this host a disk for its brick alone; returns `HOST:/PATH` of that brick.
+    #[track_caller]
+    pub fn brick_disk(&self, file_system: FileSystem) -> String {
         let (folder, point) = (self.dir.join("shelf"), self.dir.join("disk"));
         fs::create_dir_all(&folder).expect("a folder for disks");
         fs::create_dir_all(&point).expect("a mount point");
@@ -88,8 +98,6 @@ impl Host {
         let disk = shelf.put(Image::default(), DISK_MIB);
         file_system.make(&disk);
         file_system.mount(&disk, &point);
-        fs::create_dir(point.join("data")).expect("the data directory");
-        std::os::unix::fs::symlink(point.join("data"), self.data_dir()).expect("its place");
         *self.lock_power() = Some(PowerDisk { shelf, file_system });
         self.brick_spec("disk/brick")
     }
@@ -104,7 +112,7 @@ impl Host {
     }
 
     #[track_caller]
-    fn with_power<T>(&self, then: impl FnOnce(&PowerDisk) -> T) -> T {
+    pub(super) fn with_power<T>(&self, then: impl FnOnce(&PowerDisk) -> T) -> T {
         let power = self.lock_power();
         then(power.as_ref().expect("a disk whose power can be cut"))
     }
@@ -113,15 +121,40 @@ impl Host {
         self.power.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Unmounts the host's disk, which nobody may use any more.
+    #[track_caller]
+    pub(super) fn take_out(&self) {
+        // The end of a process is seen a moment before its last descriptors are closed.
+        wait_until(CLI_WITHIN, "the old disk is not used any more", || {
+            let mut command = Command::new("umount");
+            command.arg(self.dir.join("disk"));
+            run(command, CLI_WITHIN).status.success()
+        });
+    }
+
+    /// Mounts the host's disk again, after [`Host::take_out`].
+    #[track_caller]
+    pub(super) fn put_back(&self) {
+        let point = self.dir.join("disk");
+        self.with_power(|power| power.file_system.mount(&power.shelf.newest_path(), &point));
+    }
+
+    /// A new disk takes the place of the one that was there: an empty file system.
+    #[track_caller]
+    pub(super) fn put_in_new(&self) {
+        let point = self.dir.join("disk");
+        self.with_power(|power| {
+            let disk = power.shelf.put(Image::default(), DISK_MIB);
+            power.file_system.make(&disk);
+            power.file_system.mount(&disk, &point);
+            power.shelf.drop_old();
+        });
+    }
+
     /// What the host's disk held at the cut is what it has now.
     fn put_in(&self, image: Image) {
         let point = self.dir.join("disk");
-        // The end of the process is seen a moment before its last descriptors are closed.
-        wait_until(CLI_WITHIN, "the old disk is not used any more", || {
-            let mut command = Command::new("umount");
-            command.arg(&point);
-            run(command, CLI_WITHIN).status.success()
-        });
+        self.take_out();
         self.with_power(|power| {
             let disk = power.shelf.put(image, DISK_MIB);
             power.file_system.mount(&disk, &point);

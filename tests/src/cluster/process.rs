@@ -308,10 +308,12 @@ fn programs_folder() -> PathBuf {
         return PathBuf::from(folder);
     }
     let test = std::env::current_exe().expect("the path of this test");
+    // A test lies in target/PROFILE/deps, a program of the tests' in target/PROFILE.
     let folder = test
         .ancestors()
-        .nth(2)
-        .expect("a test lies in target/PROFILE/deps")
+        .skip(1)
+        .find(|folder| !folder.ends_with("deps"))
+        .expect("a program lies in a folder")
         .to_owned();
     let profile = match folder.file_name().and_then(|name| name.to_str()) {
         Some("debug") | None => "dev",

@@ -1,59 +1,25 @@
 //! An `SQLite` database: one row a transaction, acknowledged when the program says so.
 
-use std::io::{self, BufRead, BufReader, Write};
+use std::io;
 use std::path::Path;
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::process::Command;
 
 use super::{Expect, Work};
+use crate::sqlite::Sqlite;
 
 #[derive(Default)]
 pub(super) struct Database {
-    program: Option<Program>,
+    program: Option<Sqlite>,
     tried: u64,
     acknowledged: u64,
 }
 
-struct Program {
-    child: Child,
-    input: ChildStdin,
-    output: BufReader<ChildStdout>,
-}
-
-impl Drop for Program {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Program {
-    fn start(file: &Path) -> io::Result<Self> {
-        let mut child = Command::new("sqlite3")
-            .arg("-bail")
-            .arg(file)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let missing = || io::Error::other("no pipe to sqlite3");
-        let input = child.stdin.take().ok_or_else(missing)?;
-        let output = child.stdout.take().ok_or_else(missing)?;
-        Ok(Program {
-            child,
-            input,
-            output: BufReader::new(output),
-        })
-    }
-
-    /// Sends SQL whose last statement prints `answer`.
-    fn run(&mut self, sql: &str, answer: &str) -> io::Result<()> {
-        writeln!(self.input, "{sql}")?;
-        let mut line = String::new();
-        self.output.read_line(&mut line)?;
-        if line.trim() == answer {
-            return Ok(());
-        }
-        Err(io::Error::other(format!("sqlite3 said {line:?}")))
+/// Sends SQL whose last statement prints `answer`.
+fn run(program: &mut Sqlite, sql: &str, answer: &str) -> io::Result<()> {
+    match program.ask(sql) {
+        Ok(line) if line == answer => Ok(()),
+        Ok(line) => Err(io::Error::other(format!("sqlite3 said {line:?}"))),
+        Err(error) => Err(io::Error::other(error)),
     }
 }
 
@@ -63,12 +29,12 @@ impl Work for Database {
     }
 
     fn begin(&mut self, folder: &Path) -> io::Result<()> {
-        let mut program = Program::start(&folder.join("db"))?;
+        let mut program = Sqlite::start(&folder.join("db")).map_err(io::Error::other)?;
         // FULL does not sync the directory that the journal is removed from: a commit would be undone
         // by a power cut on any file system.
         let sql = "PRAGMA synchronous=EXTRA; CREATE TABLE t(n INTEGER PRIMARY KEY, text TEXT); \
                    SELECT 'made';";
-        program.run(sql, "made")?;
+        run(&mut program, sql, "made")?;
         self.program = Some(program);
         Ok(())
     }
@@ -79,7 +45,7 @@ impl Work for Database {
         self.tried += 1;
         let text = "x".repeat(number as usize * 37 % 900);
         let sql = format!("INSERT INTO t VALUES({number}, '{text}'); SELECT {number};");
-        program.run(&sql, &number.to_string())?;
+        run(program, &sql, &number.to_string())?;
         self.acknowledged = self.tried;
         Ok(())
     }

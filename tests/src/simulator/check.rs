@@ -3,10 +3,11 @@
 use std::collections::HashSet;
 
 use brickd::replica::core::{Core, Role};
+use mortar_proto::data::Recorded;
 
 use super::faults::CLIENTS_GO_ON_MS;
 use super::message::{Ask, Event, HostNo, Key, Outcome};
-use super::world::{KEYS, World};
+use super::world::{KEYS, LOCKS, World};
 
 /// After the last fault is mended, all must be in sync and answered within this.
 const CONVERGE_MS: u64 = 90_000;
@@ -156,6 +157,9 @@ impl World {
     pub fn check_at_the_end(&mut self) {
         self.summary.split = self.is_split();
         for host in 1..self.copies.len() {
+            if let Some(what) = self.sessions_differ(host) {
+                return self.fail(what);
+            }
             if self.copies[host].disk != self.copies[0].disk {
                 let (a, b) = (&self.copies[0].disk, &self.copies[host].disk);
                 return self.fail(format!("the copies differ:\n  0: {a:?}\n  {host}: {b:?}"));
@@ -164,11 +168,34 @@ impl World {
         if self.is_split() || self.summary.operator {
             return;
         }
-        for key in 0..KEYS {
+        for key in 0..KEYS + LOCKS {
             if let Some(segment) = self.unexplained(key) {
                 return self.fail(format!("no order explains register {key}:\n{segment}"));
             }
         }
+    }
+
+    /// How the memory of a copy differs from the first one's.
+    fn sessions_differ(&self, host: HostNo) -> Option<String> {
+        let replicated = |host: HostNo| {
+            let (table, mut states) = self.copies[host].memory.sessions.export();
+            // How far a slot is, when nothing was changed since, the primary alone knows.
+            states.iter_mut().for_each(|state| state.slots.clear());
+            // Two sessions may end in either order.
+            states.sort_by_key(|state| (state.ended, state.session));
+            (table, states)
+        };
+        let (a, b) = (replicated(0), replicated(host));
+        let primary = if self.role(0) == Some(&Role::Primary) {
+            &a.0
+        } else {
+            &b.0
+        };
+        let both = |result: &&Recorded| a.0.contains(result) && b.0.contains(result);
+        let concerned = [0, host].map(|host| self.role(host) == Some(&Role::Primary));
+        let lacks = concerned.contains(&true) && !primary.iter().all(|result| both(&result));
+        (lacks || a.1 != b.1)
+            .then(|| format!("what copies remember differs:\n  0: {a:?}\n  {host}: {b:?}"))
     }
 
     /// The operations on a register that no order explains.
@@ -178,7 +205,7 @@ impl World {
         let cuts = self
             .rollbacks
             .iter()
-            .map(|(stamp, held)| (*stamp, held[key as usize]));
+            .map(|(stamp, held)| (*stamp, held.get(key as usize).copied().flatten()));
         let last = (u64::MAX, None);
         for (until, held) in cuts.chain([last]) {
             let mut operations: Vec<Operation> = self
@@ -194,7 +221,7 @@ impl World {
                     Operation { end, ..*operation }
                 })
                 .collect();
-            if until == u64::MAX {
+            if until == u64::MAX && key < KEYS {
                 let value = self.copies[0].disk.cells[key as usize].value;
                 let (start, end) = (self.stamp + 1, self.stamp + 2);
                 let ask = Ask::Read(key);

@@ -9,15 +9,15 @@ use brickd::heal::Writer;
 use brickd::replica::absent::Absent;
 use brickd::replica::core::{Answer, Command, Core, Gone, Role, Timing};
 use brickd::replica::keys::{KeyQueue, keys_of_step};
+use brickd::replica::memory::Memory as Sessions;
+use brickd::replica::times::SetTime;
 use mortar_common::{BrickId, Incarnation};
 use mortar_proto::data::EpochRef;
 
 use super::Bug;
 use super::heal::Heal;
 use super::index::{FILES, Records, keys_of, object_of, product_change};
-use super::message::{
-    Cell, Change, ClientNo, Event, HostNo, Key, Message, Note, Outcome, Step, Stored, Table,
-};
+use super::message::{Cell, Change, Event, HostNo, Key, Message, Note, Request, Step, Stored};
 use super::world::{KEYS, World};
 
 const TICK_MS: u64 = 50;
@@ -28,7 +28,6 @@ pub const COPIES_MAX: usize = 3;
 #[derive(Clone, Debug, PartialEq)]
 pub struct Disk {
     pub cells: Vec<Cell>,
-    pub table: Table,
 }
 
 /// One copy on one host.
@@ -58,6 +57,10 @@ pub struct Copy {
 pub struct Memory {
     /// What other copies may lack: the product's own.
     pub absent: Absent,
+    /// Sessions, the results of their requests, and locks: the product's own.
+    pub sessions: Sessions,
+    /// What time changes are given: the product's own.
+    pub times: SetTime,
     /// Changes that some in-sync copy may lack.
     pub kept: BTreeMap<u64, Change>,
     /// Changes that are to be applied, by number, and the product's order among them.
@@ -67,14 +70,14 @@ pub struct Memory {
     pub unapplied: BTreeSet<u64>,
     pub received_to: u64,
     // Primary.
-    pub waiting: BTreeMap<u64, ClientNo>,
-    pub ordered: BTreeMap<ClientNo, u64>,
-    /// The newest request of each client that was answered without a change.
-    pub judged: BTreeMap<ClientNo, (u64, Outcome)>,
+    pub waiting: BTreeMap<u64, Request>,
+    /// Sessions with a request at work, and those that are about to end.
+    pub busy: BTreeSet<u64>,
+    pub ending: BTreeSet<u64>,
+    /// When sessions were looked over.
+    pub looked_ms: u64,
     /// Registers as they are after all ordered changes.
     pub ahead: BTreeMap<Key, (u64, Option<u64>)>,
-    /// The epoch with which this copy became primary.
-    pub since_epoch: u64,
     pub streams: BTreeMap<HostNo, usize>,
     pub opening: BTreeMap<HostNo, usize>,
     pub heals: BTreeMap<HostNo, Heal>,
@@ -109,7 +112,6 @@ impl Copy {
         let records = Arc::new(Records::default());
         let disk = Disk {
             cells: vec![Cell::default(); KEYS as usize],
-            table: Table::new(),
         };
         Copy {
             life: 0,
@@ -136,16 +138,18 @@ impl Memory {
         let records = Arc::clone(records) as Arc<dyn HealSource>;
         Memory {
             absent: Absent::written_by(records, World::brick(host), writer),
+            sessions: Sessions::new(),
+            times: SetTime::default(),
             kept: BTreeMap::new(),
             jobs: BTreeMap::new(),
             queue: KeyQueue::new(),
             unapplied: BTreeSet::new(),
             received_to: 0,
             waiting: BTreeMap::new(),
-            ordered: BTreeMap::new(),
-            judged: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            ending: BTreeSet::new(),
+            looked_ms: 0,
             ahead: BTreeMap::new(),
-            since_epoch: 0,
             streams: BTreeMap::new(),
             opening: BTreeMap::new(),
             heals: BTreeMap::new(),
@@ -230,8 +234,6 @@ impl World {
             self.copies[host].boots += 1;
             self.copies[host].records.lose_power(&mut self.random);
             let copy = &mut self.copies[host];
-            copy.lost |= copy.disk.table != copy.durable.table;
-            copy.disk.table = copy.durable.table.clone();
             copy.durable = copy.disk.clone();
         }
     }
@@ -280,6 +282,7 @@ impl World {
         self.at(self.now + TICK_MS, Event::Tick { host, life });
         self.with_core(host, |core, now| core.tick(now));
         self.go_on_recovering(host, true);
+        self.look_over_sessions(host);
         if self.random.chance(10) {
             self.check_index(host);
         }
@@ -425,17 +428,23 @@ impl World {
                 if rolled_back {
                     self.roll_back(host);
                 }
+                if !self.copies[host].memory.was_in_sync {
+                    self.newest_time = (0, 0); // Only the clocks are left.
+                }
                 self.copies[host].memory.was_in_sync = true;
-                self.copies[host].memory.since_epoch = epoch;
+            }
+            Role::Primary => {
+                let now = self.clock(host);
+                self.copies[host].memory.sessions.start_hearing(now);
             }
             _ => {}
         }
         if !matches!(role, Role::Primary | Role::Recovering) {
             let memory = &mut self.copies[host].memory;
             memory.ahead.clear();
-            memory.ordered.clear();
+            memory.busy.clear();
+            memory.ending.clear();
             memory.waiting.clear();
-            memory.judged.clear();
             memory.recovery = None;
         }
         let Some(core) = &self.copies[host].core else {
@@ -493,7 +502,9 @@ impl World {
             }
             return;
         }
-        self.note_for_absent(host, &job.change);
+        if !job.change.step.is_memory_only() {
+            self.note_for_absent(host, &job.change);
+        }
         self.apply(host, &job.change);
         self.copies[host].memory.unapplied.remove(&number);
         match job.stream {
@@ -524,19 +535,20 @@ impl World {
                 };
             }
             Step::Heal(Some(cell)) => copy.disk.cells[change.key as usize] = cell,
-            Step::Heal(None) | Step::Sync => {}
             Step::Fsync => {
                 for key in keys_of(object_of(change.key)).map(usize::from) {
                     copy.durable.cells[key] = copy.disk.cells[key];
                 }
-                copy.durable.table = copy.disk.table.clone();
             }
+            Step::End(session) => {
+                copy.memory.ending.remove(&session);
+            }
+            Step::Heal(None) | Step::Sync | Step::Begin | Step::Lock { .. } | Step::Settled(_) => {}
         }
-        if !change.step.is_heal() {
-            copy.disk
-                .table
-                .insert(change.client, (change.seq, Outcome::Done));
+        if self.bug != Bug::ForgetTimes {
+            copy.memory.times.saw(change.time);
         }
+        copy.memory.sessions.apply(&product_change(change));
         if copy
             .memory
             .ahead

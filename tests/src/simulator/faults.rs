@@ -11,6 +11,8 @@ const FIRST_FAULT_MS: u64 = 1_500;
 /// A machine that stands still with its clock does so for less than what is between the lease and
 /// the ping timeout: no clock can protect a copy that wakes up later.
 const FREEZE_MAX_MS: u64 = 1_800;
+/// A clock jumps or is set by at most three hours.
+const CLOCK_STEP_MAX_MS: u64 = 3 * 3_600_000;
 /// The last fault begins before this.
 const LAST_FAULT_MS: u64 = 22_000;
 /// After the last mending clients go on for as long as this.
@@ -39,6 +41,8 @@ pub enum Fault {
     Freeze(HostNo, u64),
     /// The clock of a machine jumps ahead, as after a suspension.
     ClockJumps(HostNo, u64),
+    /// The wall clock of a machine is set, by so many ms and ahead or back.
+    WallClockSteps(HostNo, u64, bool),
     /// The data directory is gone: the peer is a new one, and its brick is not served until it is
     /// taken back into the pool.
     Wipe(HostNo),
@@ -82,11 +86,12 @@ impl Fault {
             Fault::Isolate(_) => 13,
             Fault::Refuse(..) => 14,
             Fault::CutClient(..) => 15,
+            Fault::WallClockSteps(..) => 16,
         }
     }
 
     /// What each kind is called, by its number.
-    pub const KINDS: [&str; 16] = [
+    pub const KINDS: [&str; 17] = [
         "kill",
         "power cut",
         "stop",
@@ -103,6 +108,7 @@ impl Fault {
         "isolation",
         "refusal",
         "client cut off",
+        "step of the wall clock",
     ];
 }
 
@@ -167,10 +173,13 @@ impl World {
     }
 
     fn pick_fault_of_time(&mut self, copy: HostNo, begin: u64) -> Fault {
-        if self.random.chance(50) {
-            Fault::ClockJumps(copy, self.random.between(100, 3 * 3_600_000))
-        } else {
-            Fault::Freeze(copy, begin + self.random.between(50, FREEZE_MAX_MS))
+        match self.random.below(3) {
+            0 => Fault::ClockJumps(copy, self.random.between(100, CLOCK_STEP_MAX_MS)),
+            1 => Fault::Freeze(copy, begin + self.random.between(50, FREEZE_MAX_MS)),
+            _ => {
+                let step_ms = self.random.between(1, CLOCK_STEP_MAX_MS);
+                Fault::WallClockSteps(copy, step_ms, self.random.chance(50))
+            }
         }
     }
 
@@ -217,6 +226,14 @@ impl World {
                 }
             }
             Fault::ClockJumps(host, ahead_ms) => self.hosts[host].offset_ms += ahead_ms,
+            Fault::WallClockSteps(host, step_ms, ahead) => {
+                let wall_ms = &mut self.hosts[host].wall_ms;
+                *wall_ms = if ahead {
+                    *wall_ms + step_ms
+                } else {
+                    *wall_ms - step_ms
+                };
+            }
             Fault::Wipe(host) => {
                 self.end_host(host, true);
                 self.hosts[host].wiped = true;
@@ -248,6 +265,7 @@ impl World {
             Fault::Pause(..)
             | Fault::Freeze(..)
             | Fault::ClockJumps(..)
+            | Fault::WallClockSteps(..)
             | Fault::DiskHangs(..)
             | Fault::DiskSlow(..) => {}
             Fault::DiskFull(host) => self.hosts[host].full -= 1,
@@ -293,14 +311,13 @@ impl World {
         }
     }
 
+    /// Nothing, but that the streams broke. They say so themselves.
     fn on_refused(&mut self, host: HostNo, other: HostNo) {
         let brick = World::brick(other);
         if self.bug == Bug::RefusedIsDead {
             self.with_core(host, |core, now| {
                 core.gone(brick, None, Gone::ProcessDied, now)
             });
-        } else {
-            self.with_core(host, |core, now| core.unreachable(brick, now));
         }
     }
 

@@ -282,9 +282,10 @@ impl World {
         let change = Change {
             number: ordered.number,
             epoch: ordered.epoch,
+            time: self.next_time(host),
             key,
             step,
-            client: 0,
+            session: 0,
             seq: 0,
         };
         self.trace(|| {
@@ -334,9 +335,12 @@ impl World {
         if !lacks_nothing && self.bug != Bug::JoinUnhealed {
             return self.with_core(host, |core, now| core.heal_failed(brick, now));
         }
-        let table = self.copies[host].disk.table.clone();
+        let (table, mut states) = self.copies[host].memory.sessions.export();
+        if matches!(self.bug, Bug::ForgetSlots | Bug::ForgetTable) {
+            states.iter_mut().for_each(|state| state.slots.clear());
+        }
         if let Some(conn) = self.copies[host].memory.streams.get(&target).copied() {
-            self.send(conn, host, Message::Table(table));
+            self.send(conn, host, Message::Table(table, states));
         }
     }
 
@@ -444,6 +448,12 @@ impl World {
         if !listed || !acts {
             return;
         }
+        // Two voters: the registry does not know yet that the other side went on alone.
+        if self.lone.iter().all(|lone| lone.1.number <= newest.number) {
+            self.check_results(host);
+        }
+        let copy = &self.copies[host];
+        let Some(core) = &copy.core else { return };
         for other in (0..self.copies.len()).filter(|other| *other != host) {
             let Some(marks) = copy.memory.absent.may_lack(World::brick(other)) else {
                 continue;

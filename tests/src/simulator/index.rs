@@ -14,8 +14,9 @@ use mortar_common::{FsError, Gfid};
 use mortar_proto::data;
 use mortar_proto::data::change::Step as Does;
 use mortar_proto::data::{
-    CreateStep, FallocateStep, FsyncStep, HealDataStep, HealNameStep, HealObjectStep, Object,
-    ReadDir, ReadDirPage, RenameStep, StatFs, SyncStep, UnlinkStep, WriteStep,
+    CreateStep, FallocateStep, FsyncStep, HealDataStep, HealNameStep, HealObjectStep, Lock,
+    LockStep, LockType, Object, ReadDir, ReadDirPage, RenameStep, SessionEndStep, SessionOpenStep,
+    SettledStep, StatFs, SyncStep, UnlinkStep, WriteStep,
 };
 
 use super::message::{Change, Key, Step};
@@ -70,6 +71,30 @@ fn held(value: u64) -> Option<Gfid> {
     Some(Gfid { hi: 2, lo: value })
 }
 
+/// The object that a register which is a lock is on.
+pub fn locked_object(key: Key) -> Gfid {
+    Gfid {
+        hi: 3,
+        lo: u64::from(key),
+    }
+}
+
+/// A session's lock, or the giving up of it.
+pub fn lock_of(session: u64, unlock: bool) -> Lock {
+    let mut lock = Lock {
+        session,
+        owner: session,
+        end: 9,
+        ..Default::default()
+    };
+    lock.set_type(if unlock {
+        LockType::LockUnlock
+    } else {
+        LockType::LockWrite
+    });
+    lock
+}
+
 /// A change as the product has it.
 pub fn product_change(change: &Change) -> data::Change {
     let does = match change.step {
@@ -93,10 +118,27 @@ pub fn product_change(change: &Change) -> data::Change {
         }),
         Step::Heal(None) => Does::HealObject(HealObjectStep::default()),
         Step::Sync => Does::Sync(SyncStep {}),
+        Step::Begin => Does::SessionOpen(SessionOpenStep {
+            session: change.session,
+            ..Default::default()
+        }),
+        Step::End(session) => Does::SessionEnd(SessionEndStep { session }),
+        Step::Lock { unlock } => Does::Lock(LockStep {
+            gfid: Some(locked_object(change.key)),
+            lock: Some(lock_of(change.session, unlock)),
+            ..Default::default()
+        }),
+        Step::Settled(outcome) => Does::Settled(SettledStep {
+            errno: outcome.errno(),
+            gfid: None,
+        }),
     };
     data::Change {
         number: change.number,
         epoch: Some(change.epoch),
+        time: Some(change.time),
+        session: change.session,
+        seq: change.seq,
         step: Some(does),
         ..Default::default()
     }
@@ -312,6 +354,8 @@ impl Store for Records {
 }
 
 impl HealSource for Records {
+    fn forget_cached(&self, _gfid: Gfid, _offset: u64, _len: u64) {}
+
     fn heal_object(&self, _: Gfid) -> Result<HealObjectStep, BrickError> {
         unused()
     }

@@ -1,8 +1,6 @@
 //! What is kept, ordered and sent.
 
-use std::collections::BTreeMap;
-
-use mortar_proto::data::{CopyState, CopySynced, EpochRef};
+use mortar_proto::data::{CopyState, CopySynced, EpochRef, Recorded, SessionState, Time};
 use mortar_proto::registry::Epoch;
 
 use brickd::replica::core::{Answer, Proposed, RegistryView};
@@ -11,7 +9,8 @@ use brickd::replica::core::{Answer, Proposed, RegistryView};
 pub type HostNo = usize;
 /// A client, by its place.
 pub type ClientNo = usize;
-/// A register: a name that holds nothing, or a value.
+/// A register: a name or a block that holds nothing, or a value; or a lock, which holds its owner's
+/// session, or nothing.
 pub type Key = u8;
 
 /// What a register holds, and the number of the change that put it there.
@@ -33,11 +32,28 @@ pub enum Ask {
     Unlink(Key),
     /// Makes durable what was acknowledged of this register.
     Fsync(Key),
+    /// Begins the session.
+    Open,
+    /// Takes a lock for this session, if nobody else has it.
+    Lock(Key, u64),
+    /// Gives up what this session has of a lock.
+    Unlock(Key, u64),
+    /// The session ends, and gives up the lock. No client asks for it.
+    Expire(Key, u64),
 }
 
 impl Ask {
     pub fn is_fsync(self) -> bool {
         matches!(self, Ask::Fsync(_))
+    }
+
+    /// The same in another session.
+    pub fn in_session(self, session: u64) -> Self {
+        match self {
+            Ask::Lock(key, _) => Ask::Lock(key, session),
+            Ask::Unlock(key, _) => Ask::Unlock(key, session),
+            other => other,
+        }
     }
 
     pub fn key(self) -> Key {
@@ -46,7 +62,11 @@ impl Ask {
             | Ask::Write(key, _)
             | Ask::Create(key, _)
             | Ask::Unlink(key)
-            | Ask::Fsync(key) => key,
+            | Ask::Fsync(key)
+            | Ask::Lock(key, _)
+            | Ask::Unlock(key, _)
+            | Ask::Expire(key, _) => key,
+            Ask::Open => Key::MAX,
         }
     }
 }
@@ -58,7 +78,34 @@ pub enum Outcome {
     Exists,
     NotFound,
     NoSpace,
+    /// The lock is not free.
+    Again,
     Value(Option<u64>),
+}
+
+impl Outcome {
+    /// As the product records it.
+    pub fn errno(self) -> i32 {
+        match self {
+            Outcome::Done | Outcome::Value(_) => 0,
+            Outcome::Exists => libc::EEXIST,
+            Outcome::NotFound => libc::ENOENT,
+            Outcome::NoSpace => libc::ENOSPC,
+            Outcome::Again => libc::EAGAIN,
+        }
+    }
+
+    /// What was recorded so.
+    pub fn of_errno(errno: i32) -> Self {
+        let refusals = [
+            Outcome::Exists,
+            Outcome::NotFound,
+            Outcome::NoSpace,
+            Outcome::Again,
+        ];
+        let found = refusals.into_iter().find(|it| it.errno() == errno);
+        found.unwrap_or(Outcome::Done)
+    }
 }
 
 /// What a client is told.
@@ -67,6 +114,8 @@ pub enum Told {
     Outcome(Outcome),
     Elsewhere(Option<HostNo>),
     Later,
+    /// The session is not known, or has ended.
+    Fenced,
 }
 
 /// What an ordered change does.
@@ -77,6 +126,16 @@ pub enum Step {
         value: Option<u64>,
     },
     Fsync,
+    /// A session begins.
+    Begin,
+    /// A session ends.
+    End(u64),
+    /// The session of the change takes a lock, or gives it up.
+    Lock {
+        unlock: bool,
+    },
+    /// A request that was sent more than once came to this, and changed nothing.
+    Settled(Outcome),
     /// The register as the healing primary has it; or something of its object that is no register.
     Heal(Option<Cell>),
     /// Make durable all that was sent, and confirm it.
@@ -88,6 +147,14 @@ impl Step {
     pub fn is_heal(self) -> bool {
         matches!(self, Step::Heal(_) | Step::Sync)
     }
+
+    /// Whether no disk has to do with it.
+    pub fn is_memory_only(self) -> bool {
+        matches!(
+            self,
+            Step::Begin | Step::End(_) | Step::Lock { .. } | Step::Settled(_)
+        )
+    }
 }
 
 /// One ordered change.
@@ -95,14 +162,13 @@ impl Step {
 pub struct Change {
     pub number: u64,
     pub epoch: EpochRef,
+    pub time: Time,
     pub key: Key,
     pub step: Step,
-    pub client: ClientNo,
+    /// Whose request it is; 0 = nobody's.
+    pub session: u64,
     pub seq: u64,
 }
-
-/// The last result of each client: (its seq, what came of it).
-pub type Table = BTreeMap<ClientNo, (u64, Outcome)>;
 
 /// Over a stream, either way.
 #[derive(Clone, Debug)]
@@ -119,7 +185,8 @@ pub enum Message {
         answer: Answer,
         synced: u64,
     },
-    Table(Table),
+    /// Results, sessions and locks, for a copy that joins.
+    Table(Vec<Recorded>, Vec<SessionState>),
     TableHeld,
     /// Everything up to this number is durable here, and recorded.
     Confirm(u64),
@@ -191,13 +258,15 @@ pub struct Decision {
     pub late: bool,
 }
 
-/// What a client sends. `epoch`: the newest it has heard of.
+/// What a client sends.
 #[derive(Clone, Copy, Debug)]
 pub struct Request {
     pub client: ClientNo,
+    pub session: u64,
     pub seq: u64,
     pub ask: Ask,
-    pub epoch: u64,
+    /// How often it was sent before.
+    pub attempt: u32,
 }
 
 /// What a client is sent.
@@ -205,10 +274,11 @@ pub struct Request {
 pub struct Reply {
     pub client: ClientNo,
     pub host: HostNo,
+    pub session: u64,
     pub seq: u64,
+    pub attempt: u32,
     pub told: Told,
     pub by_primary: bool,
-    pub epoch: u64,
 }
 
 /// Something that happens at a time.

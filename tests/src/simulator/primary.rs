@@ -9,69 +9,47 @@ use mortar_proto::data::{CopySynced, EpochRef};
 use super::Bug;
 use super::copy::Job;
 use super::index::product_change;
-use super::message::{Ask, Change, ClientNo, HostNo, Message, Note, Outcome, Request, Step, Told};
+use super::message::{Ask, Change, HostNo, Key, Message, Note, Outcome, Request, Step, Told};
 use super::world::World;
 
 impl World {
     /// A client's request arrives.
     pub fn on_ask(&mut self, host: HostNo, request: Request) {
-        let Request {
-            client,
-            seq,
-            ask,
-            epoch,
-        } = request;
-        if !self.hosts[host].up {
-            return;
-        }
-        let Some(core) = self.copies[host].core.as_ref() else {
-            return;
-        };
-        let by_primary = matches!(core.role(), Role::Primary | Role::Recovering);
-        let memory = &self.copies[host].memory;
-        if *core.role() == Role::Primary {
-            let done = self.copies[host].disk.table.get(&client).copied();
-            let judged = memory.judged.get(&client).copied();
-            let last = if judged > done { judged } else { done };
-            if last.is_some_and(|last| last.0 > seq) {
-                return; // The client has gone on since.
-            }
-            if memory
-                .ordered
-                .get(&client)
-                .is_some_and(|ordered| *ordered >= seq)
-            {
-                return; // Its answer is on the way.
-            }
-            if let Some((_, outcome)) = last.filter(|last| last.0 == seq) {
-                return self.answer_as_read(client, host, seq, outcome);
-            }
-            if epoch < memory.since_epoch {
-                // Sent to a predecessor, which may have refused it: the client says it again.
-                return self.tell(client, host, seq, Told::Later, true);
-            }
-        }
         let now = self.clock(host);
-        if let Some(core) = &mut self.copies[host].core {
-            core.client_here(now);
-        }
-        let Some(core) = self.copies[host].core.as_ref() else {
+        let Some(core) = self.copies[host].core.as_mut() else {
             return;
         };
-        match ask {
+        core.client_here(now);
+        let role = core.role().clone();
+        let primary = role == Role::Primary;
+        let judged = core.may_read(now);
+        if !self.is_unchecked(&role) {
+            if let Err(why) = judged {
+                let by_primary = primary || role == Role::Recovering;
+                let told = self.told_why(Some(why));
+                return self.tell(host, &request, told, by_primary);
+            }
+            if !self.is_known(host, &request, now) {
+                return self.tell(host, &request, Told::Fenced, primary);
+            }
+        }
+        match request.ask {
             Ask::Read(key) => {
                 let value = self.copies[host].disk.cells[key as usize].value;
-                self.answer_as_read(client, host, seq, Outcome::Value(value));
+                self.answer_as_read(host, &request, Outcome::Value(value));
             }
-            _ if *core.role() == Role::Primary => self.judge_change(host, request),
-            _ => {
-                let told = self.told_why(core.may_read(self.clock(host)).err());
-                self.tell(client, host, seq, told, by_primary);
-            }
+            _ if primary => self.look_for_result(host, &request),
+            _ => self.tell(host, &request, Told::Later, false),
         }
     }
 
-    fn told_why(&self, why: Option<NotNow>) -> Told {
+    /// A planted fault lets this copy answer whatever its lease says.
+    fn is_unchecked(&self, role: &Role) -> bool {
+        self.bug == Bug::NoLease && *role == Role::Primary
+            || self.bug == Bug::ServeSyncing && *role == Role::Syncing
+    }
+
+    pub fn told_why(&self, why: Option<NotNow>) -> Told {
         match why {
             Some(NotNow::NotPrimary(primary)) => Told::Elsewhere(primary.map(World::host_of)),
             _ => Told::Later,
@@ -79,14 +57,13 @@ impl World {
     }
 
     /// Answers what was only looked up: the lease must hold as the answer leaves.
-    fn answer_as_read(&mut self, client: ClientNo, host: HostNo, seq: u64, outcome: Outcome) {
+    pub fn answer_as_read(&mut self, host: HostNo, request: &Request, outcome: Outcome) {
         let now = self.clock(host);
         let Some(core) = self.copies[host].core.as_ref() else {
             return;
         };
         let primary = *core.role() == Role::Primary;
-        let unchecked = self.bug == Bug::NoLease && primary
-            || self.bug == Bug::ServeSyncing && *core.role() == Role::Syncing;
+        let unchecked = self.is_unchecked(core.role());
         let told = match core.may_read(now) {
             Err(why) if !unchecked => self.told_why(Some(why)),
             _ => {
@@ -103,7 +80,7 @@ impl World {
                 Told::Outcome(outcome)
             }
         };
-        self.tell(client, host, seq, told, primary);
+        self.tell(host, request, told, primary);
     }
 
     /// Whether an in-sync copy has no room left, by what this one has heard.
@@ -133,10 +110,8 @@ impl World {
     }
 
     /// Judges a change against the state after all ordered changes.
-    fn judge_change(&mut self, host: HostNo, request: Request) {
-        let Request {
-            client, seq, ask, ..
-        } = request;
+    pub fn judge_change(&mut self, host: HostNo, request: &Request) {
+        let ask = request.ask;
         let key = ask.key();
         let copy = &self.copies[host];
         let ahead = copy.memory.ahead.get(&key).copied();
@@ -144,51 +119,16 @@ impl World {
         let (outcome, value) = Outcome::of(ask, held);
         if outcome == Outcome::Done && value.is_some() && !ask.is_fsync() && self.is_full(host) {
             // Refused before it is ordered, so it is no matter what is on its way.
-            return self.answer_refusal(client, host, seq, Outcome::NoSpace);
+            return self.settle(host, request, Outcome::NoSpace);
         }
-        if outcome == Outcome::Done {
-            return self.order_change(host, request, held, value);
-        }
-        if ahead.is_some() {
-            // It would be seen before it is certain.
-            return self.tell(client, host, seq, Told::Later, true);
-        }
-        self.answer_refusal(client, host, seq, outcome);
-    }
-
-    /// Answers what changes nothing, and remembers it: a late copy of the request comes to the same.
-    fn answer_refusal(&mut self, client: ClientNo, host: HostNo, seq: u64, outcome: Outcome) {
-        let now = self.clock(host);
-        let copy = &mut self.copies[host];
-        let may_read = |core: &Core| core.may_read(now).is_ok();
-        if copy.core.as_ref().is_some_and(may_read) {
-            copy.memory.judged.insert(client, (seq, outcome));
-        }
-        self.answer_as_read(client, host, seq, outcome);
-    }
-
-    fn order_change(
-        &mut self,
-        host: HostNo,
-        request: Request,
-        held: Option<u64>,
-        value: Option<u64>,
-    ) {
-        let Request {
-            client, seq, ask, ..
-        } = request;
-        let now = self.clock(host);
-        let Some(core) = self.copies[host].core.as_mut() else {
-            return;
-        };
-        let ordered = match core.order(WaitFor::Everyone, now) {
-            Ok(ordered) => ordered,
-            Err(why) => {
-                let told = self.told_why(Some(why));
-                return self.tell(client, host, seq, told, true);
+        if outcome != Outcome::Done {
+            if ahead.is_some() {
+                // It would be seen before it is certain.
+                return self.tell(host, request, Told::Later, true);
             }
-        };
-        let step = if matches!(ask, Ask::Fsync(_)) {
+            return self.settle(host, request, outcome);
+        }
+        let step = if ask.is_fsync() {
             Step::Fsync
         } else {
             Step::Set {
@@ -196,24 +136,65 @@ impl World {
                 value,
             }
         };
-        let (number, epoch, key) = (ordered.number, ordered.epoch, ask.key());
+        self.order_request(host, request, key, step, value);
+    }
+
+    /// Orders what a client asked for; `value` is what the register holds then.
+    pub fn order_request(
+        &mut self,
+        host: HostNo,
+        request: &Request,
+        key: Key,
+        step: Step,
+        value: Option<u64>,
+    ) {
+        let origin = (request.session, request.seq);
+        if let Err(why) = self.order(host, origin, key, step, Some((request, value))) {
+            let told = self.told_why(Some(why));
+            self.tell(host, request, told, true);
+        }
+    }
+
+    /// Orders a change and sends it.
+    pub fn order(
+        &mut self,
+        host: HostNo,
+        (session, seq): (u64, u64),
+        key: Key,
+        step: Step,
+        asked: Option<(&Request, Option<u64>)>,
+    ) -> Result<(), NotNow> {
+        let now = self.clock(host);
+        let Some(core) = self.copies[host].core.as_mut() else {
+            return Err(NotNow::Wait);
+        };
+        let ordered = core.order(WaitFor::Everyone, now)?;
+        let (number, epoch, time) = (ordered.number, ordered.epoch, self.next_time(host));
         let change = Change {
             number,
             epoch,
+            time,
             key,
             step,
-            client,
+            session,
             seq,
         };
+        let is_seen = !step.is_memory_only();
+        if is_seen && (time.secs, time.nanos) <= self.newest_time && !self.is_split() {
+            self.fail(format!(
+                "host {host} gives {number} a time that is not after an answered change's"
+            ));
+        }
         let memory = &mut self.copies[host].memory;
         memory.kept.insert(number, change);
         memory.unapplied.insert(number);
-        memory.waiting.insert(number, client);
-        memory.ordered.insert(client, seq);
-        memory.ahead.insert(key, (number, value));
-        let absent = &self.copies[host].memory.absent;
-        absent.fsync_ordered(&product_change(&change));
-        self.trace(|| format!("host {host} orders {number} client {client} #{seq} {ask:?}"));
+        if let Some((request, value)) = asked {
+            memory.waiting.insert(number, *request);
+            memory.busy.insert(request.session);
+            memory.ahead.insert(key, (number, value));
+        }
+        memory.absent.fsync_ordered(&product_change(&change));
+        self.trace(|| format!("host {host} orders {number}: {step:?} of {key}, {asked:?}"));
         if self.bug == Bug::ApplyEarly {
             self.note_for_absent(host, &change);
             self.apply(host, &change);
@@ -232,6 +213,7 @@ impl World {
         }
         self.forget_complete(host);
         self.carry_out(host, commands);
+        Ok(())
     }
 
     /// Sends a change to one copy; to one that is being healed only if it can apply it.
@@ -246,7 +228,10 @@ impl World {
         let copy = &mut self.copies[host];
         let required = |core: &Core| core.required().contains(&to);
         let joined = copy.core.as_ref().is_some_and(required);
-        let skips = || copy.memory.absent.skips(to, &product_change(&change));
+        // Sessions, results and locks it gets as a whole when it joins.
+        let skips = || {
+            change.step.is_memory_only() || copy.memory.absent.skips(to, &product_change(&change))
+        };
         if !joined && skips() {
             self.trace(|| format!("host {host} marks {} for {to}", change.number));
             let core = self.copies[host].core.as_mut();
@@ -286,10 +271,7 @@ impl World {
         if self.copies[host].memory.incoming != Some(conn) {
             return;
         }
-        for synced in synced {
-            let absent = &self.copies[host].memory.absent;
-            absent.confirmed(BrickId(synced.brick), synced.number);
-        }
+        self.copies[host].memory.absent.heard(synced);
         let now = self.clock(host);
         let epoch = self.as_named_here(host, change.epoch);
         let Some(core) = self.copies[host].core.as_mut() else {
@@ -365,13 +347,15 @@ impl World {
         });
         for (brick, life) in in_sync {
             let copy = &self.copies[World::host_of(brick)];
-            let version = copy.disk.cells[change.key as usize].version;
-            let lacks = matches!(change.step, Step::Set { .. }) && version < number;
-            if copy.life == life.0 && lacks {
+            if copy.life == life.0 && copy.lacks(&change) {
                 self.fail(format!(
                     "change {number} is answered and brick {brick} lacks it"
                 ));
             }
+        }
+        if !change.step.is_memory_only() {
+            let time = (change.time.secs, change.time.nanos);
+            self.newest_time = self.newest_time.max(time);
         }
         if change.step == Step::Fsync && !self.is_split() {
             let version = self.copies[host].disk.cells[change.key as usize].version;
@@ -383,19 +367,25 @@ impl World {
         let named = self.copies[host].core.as_ref().map(Core::epoch_ref);
         self.note_who_answers(host, named.unwrap_or_default());
         let memory = &mut self.copies[host].memory;
-        memory.ordered.remove(&change.client);
-        if let Some(client) = memory.waiting.remove(&number) {
-            self.tell(client, host, change.seq, Told::Outcome(Outcome::Done), true);
+        if let Some(request) = memory.waiting.remove(&number) {
+            memory.busy.remove(&request.session);
+            if request.ask.is_fsync() {
+                self.check_synced(host, change.key, number);
+            }
+            let outcome = match change.step {
+                Step::Settled(outcome) => outcome,
+                _ => Outcome::Done,
+            };
+            self.tell(host, &request, Told::Outcome(outcome), true);
         }
     }
 
     pub fn abandon(&mut self, host: HostNo, numbers: &[u64]) {
         for number in numbers {
             let memory = &mut self.copies[host].memory;
-            if let Some(client) = memory.waiting.remove(number)
-                && let Some(change) = memory.kept.get(number).copied()
-            {
-                self.tell(client, host, change.seq, Told::Elsewhere(None), false);
+            if let Some(request) = memory.waiting.remove(number) {
+                memory.busy.remove(&request.session);
+                self.tell(host, &request, Told::Elsewhere(None), false);
             }
             // Commanded to be applied, it stays in its queue: every in-sync copy holds it.
             let memory = &mut self.copies[host].memory;

@@ -148,10 +148,11 @@ impl World {
                     self.on_ack(host, other.0, number, answer, synced);
                 }
             }
-            Message::Table(table) => {
-                if self.bug != Bug::ForgetTable {
-                    self.copies[host].disk.table = table;
-                }
+            Message::Table(table, states) => {
+                let forgets = self.bug == Bug::ForgetTable;
+                let sessions = &mut self.copies[host].memory.sessions;
+                sessions.clear();
+                sessions.import(if forgets { &[] } else { &table }, &states);
                 self.send(conn, host, Message::TableHeld);
             }
             Message::TableHeld => {

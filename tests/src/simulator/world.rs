@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use mortar_proto::data::EpochRef;
+use mortar_proto::data::{EpochRef, Time};
 
 use super::check::Operation;
 use super::client::Client;
@@ -16,6 +16,10 @@ use super::{Bug, Failure, Summary, Tracing};
 
 /// Registers that clients use.
 pub const KEYS: Key = 6;
+/// Locks that clients use: the keys after the registers.
+pub const LOCKS: Key = 2;
+/// When all begins, by clocks that are right: ms since 1970.
+const WALL_MS: u64 = 1_800_000_000_000;
 /// Lines of trace kept.
 const TRACE_LINES: usize = 2_000;
 
@@ -37,6 +41,8 @@ pub struct Host {
     pub full: u32,
     /// Its data directory is gone and it is not in the pool.
     pub wiped: bool,
+    /// Its wall clock, at the beginning.
+    pub wall_ms: u64,
     /// Its clock runs this many thousandths too fast.
     drift: u64,
 }
@@ -71,6 +77,8 @@ pub struct World {
     pub fsynced: BTreeMap<Key, u64>,
     /// The newest epoch in which anything was answered.
     pub answered_in: u64,
+    /// The newest time of a change that was answered: seconds and ns.
+    pub newest_time: (i64, u32),
     /// Which life of which copy answered in each epoch.
     pub answered_by: BTreeMap<(u64, u64), (HostNo, u64)>,
     /// Epochs made alone: by whom, with what history.
@@ -100,6 +108,7 @@ impl World {
                 slow_until: 0,
                 full: 0,
                 wiped: false,
+                wall_ms: WALL_MS + random.between(0, 5_000),
                 drift: random.between(0, 10),
             })
             .collect();
@@ -126,6 +135,7 @@ impl World {
             rollbacks: Vec::new(),
             fsynced: BTreeMap::new(),
             answered_in: 0,
+            newest_time: (0, 0),
             answered_by: BTreeMap::new(),
             lone: Vec::new(),
             stuck_since: None,
@@ -202,6 +212,13 @@ impl World {
     pub fn clock(&self, host: HostNo) -> u64 {
         let host = &self.hosts[host];
         host.offset_ms + self.now * (1_000 + host.drift) / 1_000 - host.frozen_ms
+    }
+
+    /// The time of the next change that a host orders.
+    pub fn next_time(&mut self, host: HostNo) -> Time {
+        let wall_ms = self.hosts[host].wall_ms + self.now;
+        let times = &mut self.copies[host].memory.times;
+        times.next(i128::from(wall_ms) * 1_000_000)
     }
 
     /// Whether a host's process does anything now.

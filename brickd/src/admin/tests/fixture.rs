@@ -11,9 +11,10 @@ use mortar_common::PeerId;
 use mortar_common::ids::random_id;
 use mortar_proto::control::pool_server::{Pool as PoolService, PoolServer};
 use mortar_proto::control::{
-    BarrierReply, BrickHeal, BrickState, CopyRole, Done, Empty, Identity, JoinReply, JoinRequest,
-    LeaveRequest, LocalBricksReply, PrepareBrickReply, PrepareBrickRequest, PrepareStep,
-    RegistryStatusReply, VolumeHealReply, VolumeHealRequest, VolumeName, WatchViewRequest,
+    BarrierReply, BrickHeal, BrickState, CheckPage, CheckRequest, CopyRole, Done, Empty, Identity,
+    JoinReply, JoinRequest, LeaveRequest, LocalBricksReply, PrepareBrickReply, PrepareBrickRequest,
+    PrepareStep, RecallReply, RecallRequest, RegistryStatusReply, VolumeHealReply,
+    VolumeHealRequest, VolumeName, WatchViewRequest,
 };
 use mortar_proto::registry::command::What;
 use mortar_proto::registry::{
@@ -340,6 +341,7 @@ impl Registry for FakeRegistry {
         Box::pin(async move {
             match host.as_str() {
                 "new" => Ok(Invited::Joined),
+                "gfs02" => Ok(Invited::AlreadyMember(24017)),
                 _ => Err(Refusal(format!(
                     "{host} is already part of another cluster"
                 ))),
@@ -476,6 +478,10 @@ impl LocalBricks for FakeBricks {
             bricks,
         }
     }
+
+    fn check(&self, _request: &CheckRequest) -> CheckPage {
+        CheckPage::default()
+    }
 }
 
 /// The port of another peer.
@@ -515,10 +521,16 @@ impl PoolService for FakePeer {
     ) -> Answer<PrepareBrickReply> {
         Ok(Response::new(self.bricks.prepare(&request.into_inner())))
     }
+    async fn local_check(&self, request: Request<CheckRequest>) -> Answer<CheckPage> {
+        Ok(Response::new(self.bricks.check(&request.into_inner())))
+    }
     async fn local_heal(&self, request: Request<VolumeHealRequest>) -> Answer<VolumeHealReply> {
         Ok(Response::new(self.bricks.heal(&request.into_inner())))
     }
     async fn status(&self, _: Request<Empty>) -> Answer<RegistryStatusReply> {
+        Err(Status::unimplemented("test"))
+    }
+    async fn recall(&self, _: Request<RecallRequest>) -> Answer<RecallReply> {
         Err(Status::unimplemented("test"))
     }
     async fn identify(&self, _: Request<Empty>) -> Answer<Identity> {

@@ -25,6 +25,7 @@ use super::super::touched::{Span, spans_of};
 use super::names::first_page;
 use super::{Healer, Origin, STATS_PER_ASK, Seen, Told};
 use crate::brick::store::handle_bucket;
+use crate::brick::{BrickError, HealSource};
 
 /// Objects of which the ids are kept at a time (16 bytes each).
 const CHUNK_OBJECTS: usize = 262_144;
@@ -57,6 +58,41 @@ fn order(gfid: Gfid) -> (u64, Gfid) {
     (u64::MAX - gfid.clock_us(), gfid)
 }
 
+/// The next objects of a copy behind `after`, in the order of a walk, of the `wanted` folders of
+/// handles.
+///
+/// # Errors
+/// Those of the disk.
+pub fn next_chunk(
+    source: &dyn HealSource,
+    after: Option<Gfid>,
+    wanted: &dyn Fn(u32) -> bool,
+    stopped: &dyn Fn() -> bool,
+) -> Result<VecDeque<Gfid>, BrickError> {
+    let after = after.map(order);
+    let mut heap: BinaryHeap<(u64, Gfid)> = BinaryHeap::new();
+    let mut offer = |gfid: Gfid| {
+        let key = order(gfid);
+        if after.is_none_or(|after| key > after) {
+            heap.push(key);
+            if heap.len() > CHUNK_OBJECTS {
+                heap.pop();
+            }
+        }
+    };
+    if wanted(handle_bucket(Gfid::ROOT)) {
+        offer(Gfid::ROOT);
+    }
+    source.each_handle(wanted, &mut |gfid| {
+        if gfid != Gfid::ROOT {
+            offer(gfid);
+        }
+        !stopped()
+    })?;
+    let sorted = heap.into_sorted_vec().into_iter();
+    Ok(sorted.map(|(_, gfid)| gfid).collect())
+}
+
 impl Healer<'_> {
     /// Compares some more objects, of a comparison of everything.
     pub(super) fn compare_some(&mut self, generation: u64) -> Result<(), HealError> {
@@ -87,7 +123,12 @@ impl Healer<'_> {
             }
         };
         if walk.queue.is_empty() {
-            walk.queue = self.next_chunk(walk.reached, walk.spans.as_deref())?;
+            let spans = walk.spans.as_deref();
+            let wanted =
+                |bucket| spans.is_none_or(|spans| spans.iter().any(|span| span.holds(bucket)));
+            let stopped = || self.port.stopped();
+            walk.queue = next_chunk(self.port.source(), walk.reached, &wanted, &stopped)?;
+            self.check_stopped()?;
             match walk.queue.back() {
                 Some(last) => walk.reached = Some(*last),
                 None => return self.walk_ends(&walk),
@@ -147,41 +188,6 @@ impl Healer<'_> {
             theirs.extend(ours);
             theirs
         }))
-    }
-
-    /// The next objects of the source behind `after`, in the order of the walk.
-    fn next_chunk(
-        &self,
-        after: Option<Gfid>,
-        spans: Option<&[Span]>,
-    ) -> Result<VecDeque<Gfid>, HealError> {
-        let wanted = |bucket| spans.is_none_or(|spans| spans.iter().any(|span| span.holds(bucket)));
-        let after = after.map(order);
-        let mut heap: BinaryHeap<(u64, Gfid)> = BinaryHeap::new();
-        let mut offer = |gfid: Gfid| {
-            let key = order(gfid);
-            if after.is_none_or(|after| key > after) {
-                heap.push(key);
-                if heap.len() > CHUNK_OBJECTS {
-                    heap.pop();
-                }
-            }
-        };
-        if wanted(handle_bucket(Gfid::ROOT)) {
-            offer(Gfid::ROOT);
-        }
-        self.port.source().each_handle(&wanted, &mut |gfid| {
-            if gfid != Gfid::ROOT {
-                offer(gfid);
-            }
-            !self.port.stopped()
-        })?;
-        self.check_stopped()?;
-        Ok(heap
-            .into_sorted_vec()
-            .into_iter()
-            .map(|(_, gfid)| gfid)
-            .collect())
     }
 
     fn compare(&mut self, gfid: Gfid, told: Option<Told>) -> Result<(), HealError> {

@@ -64,7 +64,10 @@ impl Marks {
             }
             Step::Rmdir(step) => named(step.parent, &step.name) || changed(step.gfid),
             Step::Rename(step) => {
-                named(step.from_parent, &step.from_name)
+                // What lies in the folder of versions was brought there by the merge: also where
+                // everything counts as changed, moving it to its place takes nothing away.
+                let brought = step.from_parent == Some(Gfid::SPLIT);
+                !brought && named(step.from_parent, &step.from_name)
                     || step.replaced.is_some()
                         && (named(step.to_parent, &step.to_name) || changed(step.replaced))
             }
@@ -82,6 +85,7 @@ impl Marks {
             | Step::Open(_)
             | Step::Release(_)
             | Step::Lock(_)
+            | Step::Settled(_)
             | Step::HealObject(_)
             | Step::HealData(_)
             | Step::HealName(_)
@@ -155,5 +159,33 @@ impl Marks {
                 self.mark(Touch::Bytes(*gfid, *start..*end), new);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use mortar_proto::data::RenameStep;
+
+    /// A base whose process was started anew may not know in detail what it changed: then all
+    /// counts as changed, and a merge must come to its end all the same.
+    #[test]
+    fn where_everything_counts_as_changed_what_is_new_can_still_be_brought() {
+        let mut marks = Marks::new();
+        marks.mark_everything(Scope::All, &mut MarkRecord::default());
+        let rename = |from, replaced| {
+            Step::Rename(RenameStep {
+                from_parent: Some(from),
+                from_name: b"name".as_slice().into(),
+                to_parent: Some(Gfid::ROOT),
+                to_name: b"place".as_slice().into(),
+                replaced,
+                ..Default::default()
+            })
+        };
+        let there = Some(Gfid { hi: 1, lo: 2 });
+        assert!(!marks.would_lose(&rename(Gfid::SPLIT, None), Link::OneOfMany));
+        assert!(marks.would_lose(&rename(Gfid::SPLIT, there), Link::OneOfMany));
+        assert!(marks.would_lose(&rename(Gfid::ROOT, None), Link::OneOfMany));
     }
 }

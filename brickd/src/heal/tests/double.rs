@@ -233,6 +233,8 @@ impl Store for Double {
 }
 
 impl HealSource for Double {
+    fn forget_cached(&self, _gfid: Gfid, _offset: u64, _len: u64) {}
+
     fn heal_object(&self, gfid: Gfid) -> Result<HealObjectStep, BrickError> {
         self.with("heal_object", |tree| {
             let node = tree.node(gfid)?;

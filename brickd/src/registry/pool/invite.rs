@@ -13,7 +13,7 @@ use mortar_proto::registry::{Command, Outcome, Peer, RemovePeer, command::What};
 use tokio::time::Instant;
 use tonic::transport::Channel;
 
-use super::{LOOK_MS, put_peer, refused};
+use super::{LOOK_MS, put_peer, put_peer_for, refused};
 use crate::registry::error::RegistryError;
 use crate::registry::steward::voters_wanted;
 use crate::registry::types::{Change, PoolMeta};
@@ -30,6 +30,8 @@ const SETTLE_MS: u64 = 5000;
 pub enum Invited {
     /// The peer joined the pool.
     Joined(Peer),
+    /// The host had lost its data directory: it is a new peer, with the bricks of the old one.
+    Returned(Peer),
     /// The host is this one.
     Localhost,
     /// The peer is in the pool already; the name it was probed by.
@@ -45,6 +47,13 @@ impl fmt::Display for Invited {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Invited::Joined(_) => f.write_str("success"),
+            Invited::Returned(peer) => write!(
+                f,
+                "success. {0} had lost its data directory and is a new peer; it has the bricks of \
+                 the old one. Look at 'mortar volume status': a brick that was lost too is filled \
+                 by 'mortar volume reset-brick'",
+                peer.host
+            ),
             Invited::Localhost => f.write_str("Probe on localhost not needed"),
             Invited::Already { host, port } => {
                 write!(f, "Host {host} port {port} already in peer list")
@@ -148,11 +157,39 @@ impl Inner {
                 "{host} is either already part of another cluster or having volumes configured"
             ));
         }
+        let old = self.former_peer(greeting.peer, host, port);
         let peer = self
             .ask_to_join(&node.pool, channel, &greeting, host, port)
             .await?;
-        self.admit(&node.pool, peer.clone()).await?;
-        Ok(Invited::Joined(peer))
+        match old {
+            None => {
+                self.admit(&node.pool, put_peer(peer.clone()), peer.clone())
+                    .await?;
+                Ok(Invited::Joined(peer))
+            }
+            Some(old) => {
+                let peer = Peer {
+                    host: old.host,
+                    other_names: old.other_names,
+                    ..peer
+                };
+                let put = put_peer_for(peer.clone(), old.id);
+                self.admit(&node.pool, put, peer.clone()).await?;
+                Ok(Invited::Returned(peer))
+            }
+        }
+    }
+
+    /// The peer that was at this address before the one that answers there now: nothing of it is
+    /// left but what the pool knows of it.
+    fn former_peer(&self, answers: u64, host: &str, port: u16) -> Option<Peer> {
+        let life = self.life();
+        let state = life.applied.state();
+        let is_there = |peer: &&Peer| {
+            let named = peer.host == host || peer.other_names.iter().any(|name| name == host);
+            named && peer.port == u32::from(port) && peer.id != answers
+        };
+        state.view.peers.values().find(is_there).cloned()
     }
 
     /// A member was probed by another name: remembers it.
@@ -164,13 +201,13 @@ impl Inner {
             return Ok(());
         }
         peer.other_names.push(host.to_owned());
-        self.put(peer).await.map(drop)
+        self.put(put_peer(peer)).await.map(drop)
     }
 
-    async fn put(self: &Arc<Self>, peer: Peer) -> Result<Outcome, RegistryError> {
+    async fn put(self: &Arc<Self>, command: Command) -> Result<Outcome, RegistryError> {
         self.submit(Change {
             id: random_id(),
-            command: put_peer(peer),
+            command,
         })
         .await
     }
@@ -235,8 +272,13 @@ impl Inner {
     }
 
     /// Puts a peer that agreed to join into the pool; sends it away again if that is refused.
-    async fn admit(self: &Arc<Self>, pool: &PoolMeta, peer: Peer) -> Result<(), RegistryError> {
-        let outcome = match self.put(peer.clone()).await {
+    async fn admit(
+        self: &Arc<Self>,
+        pool: &PoolMeta,
+        put: Command,
+        peer: Peer,
+    ) -> Result<(), RegistryError> {
+        let outcome = match self.put(put).await {
             Ok(outcome) => outcome,
             Err(error) => {
                 if !matches!(error, RegistryError::Unknown { .. }) {

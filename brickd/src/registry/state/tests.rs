@@ -24,6 +24,7 @@ fn peer(id: u64, host: &str) -> Peer {
 fn put(id: u64, host: &str) -> Command {
     command(What::PutPeer(PutPeer {
         peer: Some(peer(id, host)),
+        replaces: 0,
     }))
 }
 
@@ -388,7 +389,7 @@ fn members_follow_the_peers_and_a_new_generation_begins_with_none() {
     // A host that lost its data directory is a new peer, and the old one goes first.
     let clash = state.apply(6, &change(6, put(4, "gfs02")));
     assert!(
-        clash.refusal.contains("detach the old one first"),
+        clash.refusal.contains("probe it again"),
         "{}",
         clash.refusal
     );

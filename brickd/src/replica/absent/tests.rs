@@ -77,6 +77,22 @@ fn everything(absent: &Absent, copy: BrickId) -> bool {
 }
 
 #[test]
+fn what_the_primary_tells_a_copy_of_itself_is_not_said_on() {
+    let (absent, _store) = absent();
+    in_sync(&absent);
+    absent.confirmed(ME, 40);
+    let told = [(ME, 70), (THIRD, 60)].map(|(brick, number)| CopySynced {
+        brick: brick.0,
+        number,
+    });
+    absent.heard(&told);
+    let mut news = absent.news_of_syncs();
+    news.sort_by_key(|synced| synced.brick);
+    let news: Vec<_> = news.iter().map(|one| (one.brick, one.number)).collect();
+    assert_eq!(news, [(ME.0, 40), (THIRD.0, 60)]);
+}
+
+#[test]
 fn what_was_noted_before_this_copy_was_healed_counts_for_nothing() {
     let (absent, store) = absent();
     in_sync(&absent);

@@ -11,11 +11,6 @@ const DEAD_MAX: usize = 64;
 const HEAL_PAUSE_MS: u64 = 2_000;
 
 impl Core {
-    /// The link to a copy broke, which proves nothing: its silence is measured.
-    pub fn unreachable(&mut self, brick: BrickId, now_ms: u64) -> Vec<Command> {
-        self.stream_down(brick, now_ms)
-    }
-
     /// A copy is known to be gone, for good in this incarnation (`None`: the one listed).
     pub fn gone(
         &mut self,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use mortar_proto::SLOTS_PER_SESSION;
 use mortar_proto::data::change::Step;
-use mortar_proto::data::{Change, Recorded};
+use mortar_proto::data::{Change, Recorded, SlotSeq};
 
 /// Operations of one request whose results are kept; a longer request breaks the protocol.
 pub const OPS_PER_REQUEST_MAX: u32 = 64;
@@ -16,6 +16,22 @@ pub enum Seen {
     New,
     /// Done: this is what it came to.
     Done(Recorded),
+    /// A later request of the same slot has come: this one is a late double, to be dropped.
+    Older,
+}
+
+/// What is known of a request that has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Begun {
+    /// Its operations are to be judged, or looked for with [`super::Memory::find`].
+    Goes,
+    /// An earlier copy of it was refused at this operation: it stops there, with this errno.
+    StopsAt {
+        /// Which operation of the request.
+        index: u32,
+        /// What it was refused with.
+        errno: i32,
+    },
     /// A later request of the same slot has come: this one is a late double, to be dropped.
     Older,
 }
@@ -52,10 +68,20 @@ impl Results {
         }
     }
 
-    pub(super) fn begin(&mut self, slot: u32, seq: u64) {
-        if slot < SLOTS_PER_SESSION {
-            self.slots.entry(slot).or_default().advance(seq);
+    pub(super) fn begin(&mut self, slot: u32, seq: u64) -> Begun {
+        if slot >= SLOTS_PER_SESSION {
+            return Begun::Goes;
         }
+        let slot = self.slots.entry(slot).or_default();
+        if seq < slot.seq {
+            return Begun::Older;
+        }
+        slot.advance(seq);
+        let refusal = slot.done.iter().find(|done| done.errno != 0);
+        refusal.map_or(Begun::Goes, |refusal| Begun::StopsAt {
+            index: refusal.index,
+            errno: refusal.errno,
+        })
     }
 
     pub(super) fn find(&self, slot: u32, seq: u64, index: u32) -> Seen {
@@ -78,6 +104,18 @@ impl Results {
         self.slots
             .values()
             .flat_map(|slot| slot.done.iter().copied())
+    }
+
+    /// The slots of which [`Results::all`] says nothing. A copy that does not know how far they
+    /// are would take a late double of an earlier request for a new one.
+    pub(super) fn without_results(&self) -> impl Iterator<Item = SlotSeq> + '_ {
+        self.slots
+            .iter()
+            .filter(|(_, slot)| slot.done.is_empty())
+            .map(|(number, slot)| SlotSeq {
+                slot: *number,
+                seq: slot.seq,
+            })
     }
 }
 
@@ -131,6 +169,10 @@ pub fn recorded_of(change: &Change) -> Option<Recorded> {
         Step::Open(step) => recorded.gfid = step.gfid,
         Step::Release(step) => recorded.gfid = step.gfid,
         Step::Lock(step) => recorded.gfid = step.gfid,
+        Step::Settled(step) => {
+            recorded.gfid = step.gfid;
+            recorded.errno = step.errno;
+        }
         Step::SessionOpen(_) => {}
         Step::SessionEnd(_)
         | Step::Free(_)

@@ -3,7 +3,7 @@ use std::collections::BTreeMap;
 use mortar_proto::SLOTS_PER_SESSION;
 use mortar_proto::data::{
     CreateStep, FreeStep, LockStep, LockType, OpenStep, ReleaseStep, SessionEndStep,
-    SessionOpenStep, UnlinkStep, WriteStep,
+    SessionOpenStep, SettledStep, UnlinkStep, WriteStep,
 };
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -83,6 +83,56 @@ fn results_are_kept_until_the_next_request_of_the_slot() {
     assert_eq!(memory.find(ONE, 3, 6, 0), Seen::New);
     write(&mut memory, 7, 0);
     assert!(matches!(memory.find(ONE, 3, 7, 0), Seen::Done(_)));
+}
+
+fn settle(memory: &mut Memory, slot: u32, seq: u64, index: u32, errno: i32) {
+    let step = SettledStep {
+        errno,
+        gfid: Some(gfid(9)),
+    };
+    memory.apply(&Change {
+        index,
+        ..change(ONE, slot, seq, Step::Settled(step))
+    });
+}
+
+#[test]
+fn a_request_that_was_refused_stops_where_it_did_until_the_next_of_its_slot() {
+    let mut memory = memory();
+    write(&mut memory, 5, 0);
+    settle(&mut memory, 3, 5, 1, libc::EEXIST);
+    let stops = Begun::StopsAt {
+        index: 1,
+        errno: libc::EEXIST,
+    };
+    assert_eq!(memory.begin(ONE, 3, 5), stops);
+    assert!(matches!(memory.find(ONE, 3, 5, 0), Seen::Done(_)));
+    assert_eq!(memory.begin(ONE, 3, 6), Begun::Goes);
+    assert_eq!(memory.begin(ONE, 3, 5), Begun::Older);
+    // Nothing to do is no refusal.
+    settle(&mut memory, 3, 6, 0, 0);
+    assert_eq!(memory.begin(ONE, 3, 6), Begun::Goes);
+    assert!(matches!(memory.find(ONE, 3, 6, 0), Seen::Done(_)));
+}
+
+/// A slot whose newest request left no result: a late double of the one before it is known as such
+/// by a copy that joined meanwhile.
+#[test]
+fn a_joining_copy_knows_how_far_every_slot_is() {
+    let mut memory = memory();
+    write(&mut memory, 5, 0);
+    settle(&mut memory, 4, 8, 0, libc::ENOENT);
+    memory.begin(ONE, 3, 6);
+    let (table, states) = memory.export();
+    let mut copy = Memory::new();
+    copy.import(&table, &states);
+    assert_eq!(copy.begin(ONE, 3, 5), Begun::Older);
+    assert_eq!(copy.begin(ONE, 3, 6), Begun::Goes);
+    let stops = Begun::StopsAt {
+        index: 0,
+        errno: libc::ENOENT,
+    };
+    assert_eq!(copy.begin(ONE, 4, 8), stops);
 }
 
 #[test]

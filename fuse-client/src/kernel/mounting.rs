@@ -1,29 +1,20 @@
-//! Mounting, the loop that serves the kernel, and unmounting.
+//! Mounting, seeing the end of a mount, and unmounting: the same for every loop.
 
 use std::ffi::CString;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::time::Duration;
 
-use fuser::{Config, INodeNo, Notifier, Session, SessionACL};
 use rustix::event::{PollFd, PollFlags, Timespec};
-use rustix::mount::{MountFlags, UnmountFlags};
+use rustix::mount::UnmountFlags;
 
-use super::Adapter;
-use crate::cache::NodeId;
-use crate::fs::Fs;
-use crate::fs::notes::Kernel;
+use super::DEVICE;
 use crate::mounts;
-use crate::options::{KernelFlag, ListingAttributes, MountOptions};
+use crate::options::MountOptions;
 
-/// Threads that read and serve requests.
-const THREADS: usize = 16;
-const DEVICE: &str = "/dev/fuse";
-/// Its number on every Linux.
+/// The device's number on every Linux.
 const DEVICE_NUMBER: (u32, u32) = (10, 229);
 /// How often it is looked whether the kernel has let go of the mount.
 const LET_GO_TICK: Duration = Duration::from_millis(200);
@@ -37,28 +28,19 @@ const READ_AHEAD_KB: &str = "1024";
 /// Why the kernel interface cannot be used, in words.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub struct LoopError(String);
+pub struct LoopError(pub(super) String);
 
 /// A mount whose requests are not served yet.
 #[derive(Debug)]
 pub struct Mounted {
-    device: OwnedFd,
-    unmounter: Unmounter,
+    pub(super) device: OwnedFd,
+    pub(super) unmounter: Unmounter,
 }
 
 /// Takes the mount away again.
 #[derive(Clone, Debug)]
 pub struct Unmounter {
-    mount_point: PathBuf,
-}
-
-/// The loop, ready to run.
-pub struct Loop {
-    session: Session<Adapter>,
-    /// The device once more, to see when the kernel lets go.
-    device: OwnedFd,
-    fs: Arc<Fs>,
-    unmounter: Unmounter,
+    pub(super) mount_point: PathBuf,
 }
 
 /// Mounts at the mount point of the options, which must be an absolute path without links.
@@ -90,7 +72,7 @@ pub fn mount(options: &MountOptions) -> Result<Mounted, LoopError> {
         options.source.as_str(),
         &options.mount_point,
         mounts::FS_TYPE,
-        mount_flags(options),
+        options.mount_flags(),
         data.as_c_str(),
     )
     .map_err(|error| {
@@ -114,89 +96,11 @@ pub fn mount(options: &MountOptions) -> Result<Mounted, LoopError> {
     })
 }
 
-/// Answers the kernel's first request and makes the loop ready.
-///
-/// # Errors
-/// In words; the mount is taken away again.
-pub fn serve(mounted: Mounted, fs: Arc<Fs>, options: &MountOptions) -> Result<Loop, LoopError> {
-    let mut config = Config::default();
-    config.n_threads = Some(THREADS);
-    config.clone_fd = true;
-    config.acl = SessionACL::All;
-    let readdir_plus = options.listing == ListingAttributes::Auto;
-    let adapter = Adapter {
-        fs: fs.clone(),
-        readdir_plus,
-    };
-    let Mounted { device, unmounter } = mounted;
-    let session = device.try_clone().and_then(|again| {
-        Ok((
-            Session::from_fd(adapter, device, SessionACL::All, config)?,
-            again,
-        ))
-    });
-    match session {
-        Ok((session, device)) => {
-            read_ahead(&unmounter.mount_point);
-            Ok(Loop {
-                session,
-                device,
-                fs,
-                unmounter,
-            })
-        }
-        Err(error) => {
-            unmounter.unmount();
-            Err(LoopError(format!(
-                "the kernel's FUSE does not answer as expected: {error}"
-            )))
-        }
-    }
-}
-
-impl Loop {
-    /// Takes the mount away from outside the loop.
-    pub fn unmounter(&self) -> Unmounter {
-        self.unmounter.clone()
-    }
-
-    /// Serves the kernel until the volume is unmounted.
-    ///
-    /// # Errors
-    /// When a thread of the loop fails.
-    pub fn run(self) -> io::Result<()> {
-        let Loop {
-            session,
-            device,
-            fs,
-            unmounter: _,
-        } = self;
-        // A request that waits for a brick would keep its thread, and with it the process, for as
-        // long as no brick serves; nobody waits for its answer any more.
-        let of_watch = fs.clone();
-        std::thread::Builder::new()
-            .name("watch".to_owned())
-            .spawn(move || {
-                wait_until_let_go(&device);
-                of_watch.stop();
-            })?;
-        let teller = Teller(session.notifier());
-        let notes = fs.notes().clone();
-        let thread = std::thread::Builder::new()
-            .name("notes".to_owned())
-            .spawn(move || notes.serve(&teller))?;
-        let outcome = session.run();
-        fs.stop();
-        let _ = thread.join();
-        outcome
-    }
-}
-
 /// Returns when the volume is unmounted or the connection was aborted.
 ///
 /// It looks now and then instead of sleeping in poll: who polls the device is woken with every
 /// request, which costs each of them a switch of threads.
-fn wait_until_let_go(device: &OwnedFd) {
+pub(super) fn wait_until_let_go(device: &OwnedFd) {
     loop {
         std::thread::sleep(LET_GO_TICK);
         let mut fds = [PollFd::new(device, PollFlags::empty())];
@@ -220,33 +124,6 @@ impl Unmounter {
         let lazily = UnmountFlags::NOFOLLOW | UnmountFlags::DETACH;
         if let Err(error) = rustix::mount::unmount(at, lazily) {
             tracing::debug!("{} is not mounted any more: {error}", at.display());
-        }
-    }
-}
-
-struct Teller(Notifier);
-
-impl Kernel for Teller {
-    fn drop_attributes(&self, node: NodeId) {
-        // A negative offset: the pages stay.
-        if let Err(error) = self.0.inval_inode(INodeNo(node.0), -1, 0) {
-            tracing::debug!(
-                "the kernel does not drop the attributes of {}: {error}",
-                node.0
-            );
-        }
-    }
-
-    fn drop_pages(&self, node: NodeId) {
-        if let Err(error) = self.0.inval_inode(INodeNo(node.0), 0, 0) {
-            tracing::debug!("the kernel does not drop the pages of {}: {error}", node.0);
-        }
-    }
-
-    fn drop_name(&self, parent: NodeId, name: &[u8]) {
-        let name = std::ffi::OsStr::from_bytes(name);
-        if let Err(error) = self.0.inval_entry(INodeNo(parent.0), name) {
-            tracing::debug!("the kernel does not give back {name:?}: {error}");
         }
     }
 }
@@ -275,27 +152,8 @@ fn open_device() -> Result<File, LoopError> {
     })
 }
 
-fn mount_flags(options: &MountOptions) -> MountFlags {
-    options
-        .flags
-        .iter()
-        .fold(MountFlags::empty(), |flags, flag| {
-            flags
-                | match flag {
-                    KernelFlag::ReadOnly => MountFlags::RDONLY,
-                    KernelFlag::NoSuid => MountFlags::NOSUID,
-                    KernelFlag::NoDev => MountFlags::NODEV,
-                    KernelFlag::NoExec => MountFlags::NOEXEC,
-                    KernelFlag::Synchronous => MountFlags::SYNCHRONOUS,
-                    KernelFlag::DirSync => MountFlags::DIRSYNC,
-                    KernelFlag::NoAtime => MountFlags::NOATIME,
-                    KernelFlag::NoDirAtime => MountFlags::NODIRATIME,
-                }
-        })
-}
-
 /// Lets the kernel read ahead more than its 128 KiB. Where `/sys` cannot be written it stays so.
-fn read_ahead(mount_point: &Path) {
+pub(super) fn read_ahead(mount_point: &Path) {
     let device = mounts::at(mount_point).ok().flatten();
     if let Some(mounts::Mount { device, .. }) = device {
         let file = format!("/sys/class/bdi/{device}/read_ahead_kb");

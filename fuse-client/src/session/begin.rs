@@ -1,0 +1,135 @@
+//! How a session begins: at the mount, and after a fence in place of the one before, with what that
+//! had open.
+
+use std::sync::{Arc, PoisonError};
+
+use mortar_common::FsError;
+use mortar_proto::data::{Caller, Op, Request, Result as OpResult, SessionOpen, op};
+
+use super::life::Life;
+use super::route::Hunt;
+use super::{Judged, Mounted, Session, Tries, Waiting, address};
+
+impl Session {
+    /// Opens a session and takes again what the last one held.
+    ///
+    /// What opens a session is sent once under its id. If it is lost, another id is tried: should it
+    /// arrive after all, even when every brick that knew the session was started again, it must not
+    /// bring back a session whose results and locks nobody remembers.
+    pub(super) fn introduce(&self, waiting: &Waiting) -> Result<Arc<Life>, String> {
+        let mut hunt = Hunt::default();
+        loop {
+            let life = Arc::new(Life::new());
+            let open = vec![session_open(&self.mounted)];
+            if let Some(opened) = self.introduce_with(&life, open, &mut hunt, waiting)? {
+                self.take_again(&life, &opened, waiting)?;
+                return Ok(life);
+            }
+        }
+    }
+
+    fn take_again(
+        &self,
+        life: &Arc<Life>,
+        opened: &[OpResult],
+        waiting: &Waiting,
+    ) -> Result<(), String> {
+        if let Some(errno) = opened
+            .last()
+            .map(|result| result.errno)
+            .filter(|errno| *errno != 0)
+        {
+            return Err(format!(
+                "the session was refused: {}",
+                FsError::from_errno(errno)
+            ));
+        }
+        for mut ops in self.holdings.reopen_in_pieces() {
+            while !ops.is_empty() {
+                // An object that is gone meanwhile ends the request; the rest is sent again.
+                let mut hunt = Hunt::default();
+                let results = self.introduce_with(life, ops.clone(), &mut hunt, waiting)?;
+                let results = results.unwrap_or_default();
+                ops.drain(..results.len().clamp(1, ops.len()));
+            }
+        }
+        Ok(())
+    }
+
+    /// `None`: what opens the session was sent and lost.
+    fn introduce_with(
+        &self,
+        life: &Arc<Life>,
+        ops: Vec<Op>,
+        hunt: &mut Hunt,
+        waiting: &Waiting,
+    ) -> Result<Option<Vec<OpResult>>, String> {
+        let slot = life
+            .take_slot(|| self.may_go_on(waiting))
+            .map_err(|e| e.to_string())?;
+        let mut request = Request {
+            caller: Some(Caller::default()),
+            ops,
+            ..Default::default()
+        };
+        address(&mut request, life, Some(&slot));
+        let mut tries = Tries::default();
+        match self.until_judged(life, &mut request, &[], (&mut tries, hunt), waiting) {
+            Ok(Judged::Answer(answer)) => {
+                slot.answered();
+                Ok(Some(answer.results))
+            }
+            Ok(Judged::NotOpened) => Ok(None),
+            Ok(Judged::Fenced) => Err("the new session was refused".to_owned()),
+            Err(error) => Err(waiting.problem().unwrap_or_else(|| error.to_string())),
+        }
+    }
+
+    /// After a fence: a new session takes the place of `old`, once, whoever notices first.
+    pub(super) fn renew(&self, old: &Arc<Life>, waiting: &Waiting) -> Result<(), FsError> {
+        let _one = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.life().id() != old.id() {
+            return Ok(());
+        }
+        let lost_locks = self.holdings.lose_locks();
+        let life = self.introduce(waiting).map_err(|problem| {
+            tracing::debug!("no new session: {problem}");
+            FsError::NotConnected
+        })?;
+        self.say_renewal(old, &life, lost_locks);
+        self.begin(life);
+        self.idle
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clear();
+        Ok(())
+    }
+
+    /// Lost locks are for a human to look at: what they protected may have changed.
+    fn say_renewal(&self, old: &Life, new: &Life, lost_locks: usize) {
+        let (old, new) = (old.id(), new.id());
+        if lost_locks == 0 {
+            tracing::info!(
+                "session {old:016x} is over, {new:016x} begins: this client was silent for too \
+                 long, or every brick that knew it was started again"
+            );
+        } else {
+            tracing::warn!(
+                "session {old:016x} is over, {new:016x} begins: this client was silent for too \
+                 long, or every brick that knew it was started again; {lost_locks} locks are lost, \
+                 files they were held on answer EIO until they are closed"
+            );
+        }
+    }
+}
+
+fn session_open(mounted: &Mounted) -> Op {
+    let open = SessionOpen {
+        host: mounted.host.clone(),
+        pid: std::process::id(),
+        mount_point: mounted.mount_point.clone(),
+    };
+    Op {
+        op: Some(op::Op::SessionOpen(open)),
+    }
+}

@@ -300,20 +300,33 @@ impl Absent {
         }
     }
 
-    /// A copy is in sync: it lacks nothing any more.
+    /// A copy is in sync: it lacks nothing any more, and what was changed here alone it has.
     pub fn is_back(&self, copy: BrickId) {
-        let marks = {
-            let mut inner = self.lock();
-            inner.merging.clear();
-            let partner = inner.partners.entry(copy).or_default();
-            partner.judged_after = None;
-            partner.doubt = None;
-            [partner.marks.take(), partner.alone.take()]
-        };
-        for marks in marks.into_iter().flatten() {
-            if let Err(failure) = marks.end() {
-                warn!(%failure, "marks that are done with could not be removed");
-            }
+        let mut inner = self.lock();
+        inner.merging.clear();
+        let partner = inner.partners.entry(copy).or_default();
+        partner.judged_after = None;
+        partner.doubt = None;
+        let marks = [partner.marks.take(), partner.alone.take()];
+        self.end_marks(copy, marks);
+    }
+
+    /// Marks that are done with go, also those that an earlier life wrote and nobody has read since:
+    /// they would be believed when the copy goes out again. Under the lock, or marks that are begun
+    /// meanwhile would go with them.
+    fn end_marks(&self, copy: BrickId, marks: [Option<Arc<PartnerMarks>>; 2]) {
+        let names = [copy, alone::journal_of(copy)].map(PartnerMarks::file_name);
+        let mut ended = marks
+            .into_iter()
+            .flatten()
+            .try_for_each(|marks| marks.end());
+        ended = ended.and_then(|()| {
+            let written = self.store.record_files()?;
+            let mut left = names.iter().filter(|name| written.contains(name));
+            left.try_for_each(|name| self.store.replace_records(name, &[]))
+        });
+        if let Err(failure) = ended {
+            warn!(%failure, "marks that are done with could not be removed");
         }
     }
 
@@ -332,11 +345,7 @@ impl Absent {
             inner.recent.forget(copy);
             let partner = inner.partners.remove(&copy).unwrap_or_default();
             info!(%copy, "a copy has left the set: what it lacks is forgotten");
-            for marks in [partner.marks, partner.alone].into_iter().flatten() {
-                if let Err(failure) = marks.end() {
-                    warn!(%failure, "marks that are done with could not be removed");
-                }
-            }
+            self.end_marks(copy, [partner.marks, partner.alone]);
         }
     }
 

@@ -11,7 +11,7 @@ use crate::heal::marks::Link;
 use crate::heal::{Marks, PartnerMarks, Trust};
 
 /// The journal lies beside the partner's marks, under a name that no brick has.
-fn journal_of(partner: BrickId) -> BrickId {
+pub(super) fn journal_of(partner: BrickId) -> BrickId {
     BrickId(!partner.0)
 }
 

@@ -230,3 +230,18 @@ fn what_was_sent_to_a_copy_under_heal_is_known_after_a_restart() {
     let marks = again.marks(OTHER).expect("marks");
     assert!(marks.look(|marks| marks.touches(&write(9, 60))));
 }
+
+#[test]
+fn what_an_earlier_life_wrote_of_a_copy_that_is_back_is_removed() {
+    let (absent, store) = absent();
+    in_sync(&absent);
+    absent.went_out(OTHER, named(1), [].iter()).unwrap();
+    let alone = [write(2, 20)];
+    absent.goes_on_alone(OTHER, named(1), alone.iter()).unwrap();
+    assert_eq!(store.record_files().unwrap().len(), 2);
+    // This process starts anew, and the copy comes into sync without that anybody reads them.
+    let again = Absent::written_by(store.clone(), ME, absent.writer.clone());
+    in_sync(&again);
+    assert_eq!(store.record_files().unwrap(), Vec::<String>::new());
+    assert!(again.changed_alone(OTHER).unwrap().is_none());
+}

@@ -1,6 +1,7 @@
 //! Programs that people run on a file system, each once with all bricks there and once with a brick
 //! killed in the middle and started again; what they made is judged by their own checkers.
 
+mod archives;
 mod databases;
 mod layers;
 mod load;

@@ -158,7 +158,7 @@ impl Brick {
 
     /// Why the brick's disk is given up, if it is.
     pub fn failure(&self) -> Option<String> {
-        self.inner.failed.get().cloned()
+        self.inner.failed.get().map(ToString::to_string)
     }
 
     /// Loses what memory is ahead of the disk by, as SIGKILL does.

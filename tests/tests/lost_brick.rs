@@ -42,7 +42,7 @@ fn a_brick_that_is_moved_away_under_brickd_is_out() {
     mount.unmount();
     cluster.assert_logs_clean(&[
         Allowed {
-            text: "another folder or none is at its place",
+            text: "another folder or none is at the brick's place",
             why: "it was moved away",
         },
         Allowed {

@@ -56,11 +56,22 @@ pub(super) struct Inner {
     pub last_applied: AtomicU64,
     /// How often the directories were walked to renew handles.
     pub walks: Mutex<u64>,
-    pub failed: OnceLock<String>,
+    pub failed: OnceLock<Failure>,
     pub stop: AtomicBool,
     pub wake: Condvar,
     pub wake_lock: Mutex<Wake>,
     pub started: Instant,
+}
+
+/// Why a brick is given up for good.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Failure {
+    /// Its disk failed first so.
+    #[error("{0}")]
+    Disk(String),
+    /// Another folder or none is at its place.
+    #[error("another folder or none is at its place")]
+    NotInPlace,
 }
 
 /// What the background threads are woken for.
@@ -105,7 +116,11 @@ impl Inner {
 
     /// Notes the first failure of the disk.
     pub fn fail(&self, what: &str, error: Errno) {
-        if self.failed.set(format!("{what}: {error}")).is_ok() {
+        if self
+            .failed
+            .set(Failure::Disk(format!("{what}: {error}")))
+            .is_ok()
+        {
             tracing::error!(brick = %self.path.display(), %what, %error, "the disk failed");
         }
     }
@@ -114,10 +129,11 @@ impl Inner {
     pub fn check_failed(&self) -> Result<(), BrickError> {
         match self.failed.get() {
             None => Ok(()),
-            Some(first) => Err(BrickError::Disk {
+            Some(Failure::Disk(first)) => Err(BrickError::Disk {
                 what: format!("brick {}", self.path.display()),
                 source: std::io::Error::other(first.clone()),
             }),
+            Some(Failure::NotInPlace) => Err(self.not_in_place()),
         }
     }
 
@@ -152,12 +168,19 @@ impl Inner {
         if same {
             return Ok(());
         }
-        self.fail("another folder or none is at its place", Errno::STALE);
-        Err(BrickError::NotThisBrick(format!(
+        if self.failed.set(Failure::NotInPlace).is_ok() {
+            let brick = self.path.display();
+            tracing::error!(%brick, "another folder or none is at the brick's place");
+        }
+        Err(self.not_in_place())
+    }
+
+    fn not_in_place(&self) -> BrickError {
+        BrickError::NotThisBrick(format!(
             "brick {} was deleted, moved or unmounted while it was in use: put it back and restart \
              brickd",
             self.path.display()
-        )))
+        ))
     }
 
     /// Refuses, from now on for good, when the kernel has made the disk read-only, as it does with

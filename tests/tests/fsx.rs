@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use tests::cluster::{Cluster, Mount, Running, VOLUME};
@@ -20,6 +21,9 @@ const VERSION: &str = "0.3.2";
 /// How long a test begins new runs in CI, and operations of one run.
 const GOES_ON: Duration = Duration::from_secs(12);
 const OPERATIONS: u64 = 500;
+/// Heals that end while fsx runs at least, and how long a killed brick is away before each.
+const HEALS: usize = 4;
+const AWAY: Duration = Duration::from_millis(300);
 const RUNS_FULL: u64 = 10;
 const OPERATIONS_FULL: u64 = 1_000_000;
 const WITHIN: Duration = Duration::from_secs(240);
@@ -99,20 +103,26 @@ impl Fsx {
     }
 
     /// Runs it with one seed after the other, each on a file of its own that `file` makes the path
-    /// for, and with `meanwhile` again and again. Every byte must be what fsx expects.
+    /// for, and with `meanwhile` again and again, until it is `enough`. Every byte must be what fsx
+    /// expects.
     #[track_caller]
-    fn run(&self, file: impl Fn(u64) -> PathBuf, mut meanwhile: impl FnMut(&mut Running)) {
+    fn run(
+        &self,
+        file: impl Fn(u64) -> PathBuf,
+        mut meanwhile: impl FnMut(),
+        enough: impl Fn() -> bool,
+    ) {
         let start = Instant::now();
         let within = scale::pick(WITHIN, WITHIN_FULL);
         let mut runs = 0;
         while match scale::is_full() {
             true => runs < RUNS_FULL,
-            false => start.elapsed() < GOES_ON || runs < 2,
+            false => start.elapsed() < GOES_ON || runs < 2 || !enough(),
         } {
             runs += 1;
             let (mut running, begun) = (self.start(runs, &file(runs)), Instant::now());
             while running.is_running() && begun.elapsed() < within {
-                meanwhile(&mut running);
+                meanwhile();
                 std::thread::sleep(POLL);
             }
             let ran = running.finish(within);
@@ -139,7 +149,7 @@ fn every_byte_is_right_on_one_mount() {
     let cluster = Cluster::two_hosts();
     let mount = cluster.mount("client", "gfs01,gfs02:/v01", "");
     let fsx = Fsx::new(&cluster, "on one mount", Closes::Sometimes);
-    fsx.run(|run| mount.join(format!("file-{run}")), |_| {});
+    fsx.run(|run| mount.join(format!("file-{run}")), || {}, || true);
     end(&cluster, [mount]);
 }
 
@@ -164,10 +174,11 @@ fn every_byte_is_right_through_two_mounts_in_turns() {
     let mut turned = 0;
     fsx.run(
         |run| link.join(format!("file-{run}")),
-        |_| {
+        || {
             turn();
             turned += 1;
         },
+        || true,
     );
     assert!(turned > 10, "only {turned} turns were taken");
     end(&cluster, mounts);
@@ -178,20 +189,25 @@ fn every_byte_is_right_while_bricks_are_killed_and_healed() {
     let cluster = Cluster::two_hosts();
     let mount = cluster.mount("client", "gfs01,gfs02:/v01", "");
     let fsx = Fsx::new(&cluster, "while bricks are killed", Closes::Sometimes);
-    let mut victims = ["gfs01", "gfs02"].into_iter().cycle();
-    let mut healed = 0;
-    fsx.run(
-        |run| mount.join(format!("file-{run}")),
-        |running| {
-            let victim = cluster.host(victims.next().expect("without end"));
+    let healed = AtomicUsize::new(0);
+    let enough = || healed.load(Ordering::Relaxed) >= HEALS;
+    std::thread::scope(|scope| {
+        let runs = scope.spawn(|| fsx.run(|run| mount.join(format!("file-{run}")), || {}, enough));
+        for victim in ["gfs01", "gfs02"].into_iter().cycle() {
+            let victim = cluster.host(victim);
             victim.kill_brickd();
-            std::thread::sleep(Duration::from_millis(300));
+            std::thread::sleep(AWAY);
             victim.start_brickd();
             cluster.wait_in_sync(VOLUME);
-            healed += usize::from(running.is_running());
-        },
-    );
-    assert!(healed >= 2, "only {healed} heals ended while fsx ran");
-    say(&format!("fsx: {healed} heals ended meanwhile"));
+            if runs.is_finished() {
+                break;
+            }
+            healed.fetch_add(1, Ordering::Relaxed);
+        }
+    });
+    say(&format!(
+        "fsx: {} heals ended meanwhile",
+        healed.into_inner()
+    ));
     end(&cluster, [mount]);
 }

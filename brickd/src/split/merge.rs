@@ -247,6 +247,7 @@ impl<'a> Merger<'a> {
         let object = self.source.object(gfid)?;
         for _ in 0..ATTEMPTS_MAX {
             match Held::of(self.base.lookup(&place)?.as_ref()) {
+                Held::Directory(there) if self.give_way(&place, there, depth)? => {}
                 Held::Directory(there) => return Ok(there),
                 Held::Nothing => match self.base.make(&place, gfid, &object, &Bytes::new()) {
                     Ok(()) => {
@@ -269,6 +270,33 @@ impl<'a> Merger<'a> {
             }
         }
         Err(self.restless(gfid))
+    }
+
+    /// Moves a directory of the base out of the way of another that this side put in its place: to
+    /// where this side moved it. What is brought for the new one must not move away with the old.
+    fn give_way(&mut self, from: &Place, there: Gfid, depth: u32) -> Result<bool, MergeError> {
+        if self.left.get(&there) != Some(from) || !self.is_elsewhere(there, Gfid::default()) {
+            return Ok(false);
+        }
+        // It has one try, or two that moved into each other would wait for one another.
+        self.left.remove(&there);
+        let depth = depth.checked_sub(1).ok_or(FsError::Loop)?;
+        let parent = self.source.parent_of_dir(there)?;
+        let name = self.name_of(parent, there)?;
+        if !self.alone.has_name(parent, &name) {
+            return Ok(false);
+        }
+        let to = Place::new(self.directory(parent, depth)?, name);
+        let free = match Held::of(self.base.lookup(&to)?.as_ref()) {
+            Held::Nothing => !self.kept.contains(&to.parent),
+            Held::Directory(next) => self.give_way(&to, next, depth)?,
+            Held::File(_) => false,
+        };
+        let moved = free && self.move_directory(from, there, &to)?;
+        if !moved {
+            self.unmoved.push((from.clone(), there, to));
+        }
+        Ok(moved)
     }
 
     /// A directory where the base has a file: it is kept, with all that is below, as a version.

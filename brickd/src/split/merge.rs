@@ -4,6 +4,7 @@
 //! directory is there before what is in it; then what it removed is removed.
 
 mod look;
+mod moves;
 mod tidy;
 
 use std::collections::{HashMap, HashSet};
@@ -11,6 +12,8 @@ use std::collections::{HashMap, HashSet};
 use bytes::Bytes;
 use mortar_common::{BrickId, FsError, Gfid};
 use mortar_proto::data::{EpochRef, Object, ReadDir, RenameMode, SplitWork};
+
+use moves::Unmoved;
 
 use super::base::{Base, Hands, Place};
 use super::decide::{self, Change, Favorite, Held, Mine, Step, Winner};
@@ -81,8 +84,8 @@ pub struct Merger<'a> {
     /// Directories of the base that are versions, or lie in one: nothing of the base's own may get
     /// there.
     kept: HashSet<Gfid>,
-    /// Directories that could not be moved yet: from where, which, to where.
-    unmoved: Vec<(Place, Gfid, Place)>,
+    /// Directories that could not be moved yet.
+    unmoved: Vec<Unmoved>,
     /// Names of files where the base has a directory: it may go, or be moved, later.
     blocked: Vec<(Gfid, Bytes, Gfid)>,
     report: Report,
@@ -129,9 +132,7 @@ impl<'a> Merger<'a> {
         // A passing name counts as a link: none may be left where links are counted.
         self.clear_unfinished()?;
         self.remove()?;
-        for (from, gfid, to) in std::mem::take(&mut self.unmoved) {
-            self.move_directory(&from, gfid, &to)?;
-        }
+        self.move_the_rest()?;
         for (parent, name, gfid) in std::mem::take(&mut self.blocked) {
             self.visit_file(parent, &name, gfid, Blocked::Keep)?;
         }
@@ -194,7 +195,7 @@ impl<'a> Merger<'a> {
                 let to = Place::new(self.directory(parent, DEPTH_MAX)?, name.clone());
                 let free = !self.kept.contains(&to.parent);
                 if free && !self.move_directory(&from, gfid, &to)? {
-                    self.unmoved.push((from, gfid, to));
+                    self.unmoved.push(Unmoved::new(from, gfid, to));
                 }
             }
             self.directory(gfid, DEPTH_MAX)?;
@@ -204,15 +205,6 @@ impl<'a> Merger<'a> {
             self.bring_directory(gfid, there)?;
         }
         Ok(())
-    }
-
-    /// Moves a directory as this side did. Where the base moved it too, or would close a circle, its
-    /// way stands.
-    fn move_directory(&mut self, from: &Place, gfid: Gfid, to: &Place) -> Result<bool, MergeError> {
-        let how = RenameMode::RenameNoreplace;
-        let moved = refusable(self.base.rename(from, gfid, to, how))?;
-        self.report.brought += u64::from(moved);
-        Ok(moved)
     }
 
     /// Owner, mode and xattrs of a directory, unless the base changed them too: then its stay.
@@ -247,7 +239,7 @@ impl<'a> Merger<'a> {
         let object = self.source.object(gfid)?;
         for _ in 0..ATTEMPTS_MAX {
             match Held::of(self.base.lookup(&place)?.as_ref()) {
-                Held::Directory(there) if self.give_way(&place, there, depth)? => {}
+                Held::Directory(there) if self.give_way(&place, there, gfid, depth)? => {}
                 Held::Directory(there) => return Ok(there),
                 Held::Nothing => match self.base.make(&place, gfid, &object, &Bytes::new()) {
                     Ok(()) => {
@@ -270,33 +262,6 @@ impl<'a> Merger<'a> {
             }
         }
         Err(self.restless(gfid))
-    }
-
-    /// Moves a directory of the base out of the way of another that this side put in its place: to
-    /// where this side moved it. What is brought for the new one must not move away with the old.
-    fn give_way(&mut self, from: &Place, there: Gfid, depth: u32) -> Result<bool, MergeError> {
-        if self.left.get(&there) != Some(from) || !self.is_elsewhere(there, Gfid::default()) {
-            return Ok(false);
-        }
-        // It has one try, or two that moved into each other would wait for one another.
-        self.left.remove(&there);
-        let depth = depth.checked_sub(1).ok_or(FsError::Loop)?;
-        let parent = self.source.parent_of_dir(there)?;
-        let name = self.name_of(parent, there)?;
-        if !self.alone.has_name(parent, &name) {
-            return Ok(false);
-        }
-        let to = Place::new(self.directory(parent, depth)?, name);
-        let free = match Held::of(self.base.lookup(&to)?.as_ref()) {
-            Held::Nothing => !self.kept.contains(&to.parent),
-            Held::Directory(next) => self.give_way(&to, next, depth)?,
-            Held::File(_) => false,
-        };
-        let moved = free && self.move_directory(from, there, &to)?;
-        if !moved {
-            self.unmoved.push((from.clone(), there, to));
-        }
-        Ok(moved)
     }
 
     /// A directory where the base has a file: it is kept, with all that is below, as a version.

@@ -7,6 +7,8 @@ use mortar_proto::data::{ReadDir, ReadDirPage};
 pub(super) const PAGE_BYTES: u32 = 64 << 10;
 /// Ends the name of what is not complete yet, or not a conflict.
 pub(super) const PART: &[u8] = b".part";
+/// Ends the name of a directory that is put aside until another has made way for it.
+pub(super) const ASIDE: &[u8] = b".aside";
 /// Where the path of the file is kept on its version, for people to read.
 pub const PATH_XATTR: &[u8] = b"trusted.split-brain.path";
 

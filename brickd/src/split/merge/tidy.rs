@@ -1,10 +1,10 @@
 //! What a merge finds of earlier attempts, and what it takes away.
 
 use mortar_common::Gfid;
-use mortar_proto::data::ReadDir;
+use mortar_proto::data::{DirEntry, ReadDir};
 
 use super::super::base::Place;
-use super::super::version::PART;
+use super::super::version::{ASIDE, PART};
 use super::{MergeError, Merger, PAGE_BYTES, is_directory, refusable};
 
 impl Merger<'_> {
@@ -32,7 +32,7 @@ impl Merger<'_> {
         }
     }
 
-    /// Directories that an earlier attempt kept as versions.
+    /// Directories that an earlier attempt kept as versions, or put aside to be moved.
     pub(super) fn find_kept(&mut self) -> Result<(), MergeError> {
         let mut left = vec![Gfid::SPLIT];
         while let Some(gfid) = left.pop() {
@@ -43,12 +43,19 @@ impl Merger<'_> {
             };
             loop {
                 let listed = self.base.read_dir(&page)?;
-                let directories = listed.entries.iter();
-                left.extend(
-                    directories
-                        .filter(|entry| entry.r#type << 12 == libc::S_IFDIR)
-                        .filter_map(|entry| entry.gfid.filter(|gfid| self.kept.insert(*gfid))),
-                );
+                for entry in listed
+                    .entries
+                    .iter()
+                    .filter(|entry| is_listed_directory(entry))
+                {
+                    let Some(found) = entry.gfid else { continue };
+                    if gfid == Gfid::SPLIT && entry.name.ends_with(ASIDE) {
+                        let place = Place::version(entry.name.to_vec());
+                        self.left.insert(found, place);
+                    } else if self.kept.insert(found) {
+                        left.push(found);
+                    }
+                }
                 let Some(last) = listed.entries.last().filter(|_| !listed.end) else {
                     break;
                 };
@@ -99,4 +106,8 @@ impl Merger<'_> {
             directories = left;
         }
     }
+}
+
+fn is_listed_directory(entry: &DirEntry) -> bool {
+    entry.r#type << 12 == libc::S_IFDIR
 }

@@ -7,12 +7,18 @@ use std::time::{Duration, Instant};
 
 use mortar_proto::data::{LinkMessage, Role};
 use mortar_proto::frame::{self, Kind};
+use socket2::SockRef;
 use tracing::debug;
 
+use super::SILENCE_MS;
 use super::connect::{CONNECT_TIMEOUT, Hail, Stop, open};
 
 /// A connect that failed is not tried again before this.
 const RETRY: Duration = Duration::from_millis(100);
+/// A link whose messages are not acknowledged for this long is given up and made anew. The kernel
+/// would send them again at ever longer intervals, so that after a minute's silence of the network
+/// nothing would pass for another minute.
+const UNACKNOWLEDGED_MAX: Duration = Duration::from_millis(SILENCE_MS);
 /// How often an idle thread looks whether it should end.
 const IDLE: Duration = Duration::from_millis(500);
 
@@ -51,6 +57,8 @@ fn connect(hail: &Hail) -> Option<TcpStream> {
     match open(hail, &hail.hello(Role::Link)) {
         Ok((connection, answer)) if answer.refusal.is_empty() => {
             connection.set_write_timeout(Some(CONNECT_TIMEOUT)).ok()?;
+            let socket = SockRef::from(&connection);
+            socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_MAX)).ok()?;
             Some(connection)
         }
         Ok((_, answer)) => {

@@ -55,6 +55,7 @@ fn a_volume_that_fills_its_disk_says_enospc_and_stays_whole() {
     let mount = cluster.mount("client", "gfs01:/v02", "");
     let written = fill(&mount);
     assert_whole_then_remove_and_write_again(&mount, written);
+    cluster.assert_check_finds_nothing("v02");
     cluster.assert_logs_clean(&[]);
 }
 
@@ -92,6 +93,7 @@ fn a_copy_whose_disk_is_full_stays_in_sync() {
         );
         let [one, other] = ["gfs01", "gfs02"].map(|name| cluster.host(name).brick("disk/brick"));
         assert_bricks_equal(&one, &other);
+        cluster.assert_check_finds_nothing("v02");
         mount.unmount();
         cluster.assert_logs_clean(&[]);
     }

@@ -91,6 +91,7 @@ impl Rig {
         }
         self.cluster.wait_healed(VOLUME);
         assert_bricks_equal(&self.cluster.brick("gfs01"), &self.cluster.brick("gfs02"));
+        self.cluster.assert_check_finds_nothing(VOLUME);
         late
     }
 

@@ -211,6 +211,7 @@ impl Pool {
     fn assert_equal(&self) {
         let [one, other] = self.bricks();
         assert_bricks_equal(&one, &other);
+        self.cluster.assert_check_finds_nothing(VOLUME);
     }
 }
 

@@ -166,6 +166,7 @@ fn assert_bricks_are(cluster: &Cluster, writer: &Writer, bricks: [&str; 2]) {
     }
     assert_eq!(cluster.volume(VOLUME).bricks.len(), 2, "{info}");
     writer.while_it_rests(|| assert_bricks_equal(&folder(bricks[0]), &folder(bricks[1])));
+    cluster.assert_check_finds_nothing(VOLUME);
     writer.wait_for_progress();
 }
 
@@ -330,6 +331,7 @@ fn a_fill_goes_on_after_kills_of_the_new_brick_and_of_the_primary() {
             assert_bricks_equal(&folder(spec), &folder(&new));
         }
     });
+    cluster.assert_check_finds_nothing(THREE);
     writer.finish();
     mount.unmount();
     cluster.assert_logs_clean(&[]);
@@ -339,7 +341,7 @@ fn a_fill_goes_on_after_kills_of_the_new_brick_and_of_the_primary() {
 fn a_copy_that_is_not_filled_yet_serves_nobody_while_the_only_whole_one_is_dead() {
     let cluster = Cluster::three_peers();
     let mount = cluster.mount("client", "gfs01,gfs02,gfs03:/v01", "");
-    let files = pick(FILES, FILES * 8);
+    let files = pick(FILES * 3, FILES * 8);
     fill(mount.path(), files);
     let writer = Writer::start(mount.path());
     let primary = cluster.primary(VOLUME);

@@ -148,6 +148,7 @@ impl Pool {
         }
         let [one, other] = self.bricks();
         assert_bricks_equal(&one, &other);
+        self.cluster.assert_check_finds_nothing(NAME);
         let logs = self.hosts().map(|host| fs::read_to_string(host.log()));
         assert!(
             logs.into_iter().any(|log| log.unwrap().contains(FOUND_OUT)),

@@ -69,6 +69,15 @@ pub struct Journal {
     written: usize,
     /// Written since the last durable record.
     volatile: bool,
+    file: File,
+}
+
+/// Whether a journal still has its file. A change that was on its way to it as it was removed would
+/// otherwise make a new one, which nobody would ever remove.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum File {
+    Kept,
+    Removed,
 }
 
 impl Journal {
@@ -102,6 +111,7 @@ impl Journal {
             header,
             written: 0,
             volatile: false,
+            file: File::Kept,
         };
         journal.rewrite(&[marks])?;
         Ok(journal)
@@ -153,6 +163,7 @@ impl Journal {
             header,
             written,
             volatile: true,
+            file: File::Kept,
         };
         if trust != Trust::Fine {
             // A copy that never was in sync has no touched spans to speak of.
@@ -171,7 +182,7 @@ impl Journal {
     /// # Errors
     /// Those of the disk.
     pub fn append(&mut self, record: &MarkRecord) -> Result<(), BrickError> {
-        if record.is_empty() {
+        if record.is_empty() || self.file == File::Removed {
             return Ok(());
         }
         self.store
@@ -186,7 +197,7 @@ impl Journal {
     /// # Errors
     /// Those of the disk.
     pub fn make_durable(&mut self) -> Result<(), BrickError> {
-        if self.volatile {
+        if self.volatile && self.file == File::Kept {
             let nothing = MarkRecord::default().encode_to_vec();
             self.store.append_record(&self.name, &nothing, true)?;
             self.volatile = false;
@@ -204,6 +215,9 @@ impl Journal {
     /// # Errors
     /// Those of the disk.
     pub fn rewrite(&mut self, marks: &[&Marks]) -> Result<(), BrickError> {
+        if self.file == File::Removed {
+            return Ok(());
+        }
         let mut records = vec![self.header.encode_to_vec()];
         for record in marks.iter().flat_map(|marks| marks.records()) {
             records.push(record.encode_to_vec());
@@ -214,12 +228,12 @@ impl Journal {
         Ok(())
     }
 
-    /// Removes the file: the partner is in sync.
+    /// Removes the file, for good: the partner is in sync.
     ///
     /// # Errors
     /// Those of the disk.
     pub fn remove(&mut self) -> Result<(), BrickError> {
-        self.written = 0;
+        (self.written, self.file) = (0, File::Removed);
         self.store.replace_records(&self.name, &[])
     }
 }

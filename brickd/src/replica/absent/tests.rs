@@ -245,3 +245,15 @@ fn what_an_earlier_life_wrote_of_a_copy_that_is_back_is_removed() {
     assert_eq!(store.record_files().unwrap(), Vec::<String>::new());
     assert!(again.changed_alone(OTHER).unwrap().is_none());
 }
+
+#[test]
+fn a_change_on_its_way_to_marks_that_end_writes_nothing_down() {
+    let (absent, store) = absent();
+    in_sync(&absent);
+    absent.went_out(OTHER, named(1), [].iter()).unwrap();
+    let held = absent.marks(OTHER).expect("marks");
+    absent.is_back(OTHER);
+    held.mark(&write(7, 70)).unwrap();
+    held.make_durable().unwrap();
+    assert_eq!(store.record_files().unwrap(), Vec::<String>::new());
+}

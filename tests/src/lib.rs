@@ -2,8 +2,10 @@
 //! tests of one subject share, and the simulator of the replication logic.
 
 pub mod cluster;
+pub mod compare;
 pub mod faults;
 pub mod frames;
+pub mod locks;
 pub mod mapping;
 pub mod model;
 pub mod outage;

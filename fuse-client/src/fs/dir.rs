@@ -109,8 +109,19 @@ impl Fs {
         if self.inodes.pages(node) == 0 {
             ops.push(op::Op::Readdir(page_after(gfid, 0, Bytes::new(), detail)));
         }
-        let mut answer = self.ask(caller, ops, &[], Effect::Read)?;
-        let result = answer.take(0)?;
+        let answer = self.ask(caller, ops, &[], Effect::Read);
+        let answer = answer.and_then(|mut answer| Ok((answer.take(0)?, answer)));
+        if let (Err(FsError::Stale), Some(_)) = (&answer, self.inodes.removed_dir(node)) {
+            // The kernel lists nothing of it.
+            let listing = Listing::default().into();
+            let dir = Dir {
+                gfid,
+                node,
+                listing,
+            };
+            return Ok((self.handles.add_dir(dir), Pages::Stale));
+        }
+        let (result, mut answer) = answer?;
         let attrs = self
             .inodes
             .learn(own_object(&result)?, answer.sent_at)
@@ -168,7 +179,7 @@ impl Fs {
         detail: Detail,
         sink: &mut dyn DirSink,
     ) -> FsResult<Room> {
-        let (attrs, _) = self.getattr(caller, dir.node)?;
+        let (attrs, _) = self.getattr(caller, dir.node).map_err(removed)?;
         // The kernel makes no inode of these two, whatever the answer says of them.
         for (name, cookie) in [(&b"."[..], DOT), (b"..", DOT_DOT)] {
             let entry = Listed {
@@ -335,9 +346,19 @@ impl Fs {
         page: ReadDir,
         detail: Detail,
     ) -> FsResult<()> {
-        let (result, _, sent_at) = self.read_op(caller, op::Op::Readdir(page))?;
+        let answer = self.read_op(caller, op::Op::Readdir(page));
+        let (result, _, sent_at) = answer.map_err(removed)?;
         listing.begin(after, page_of(result)?, detail, sent_at);
         Ok(())
+    }
+}
+
+/// What a disk says of an open directory that was removed, whoever did it: readdir(3) takes it for
+/// the end of the listing.
+fn removed(error: FsError) -> FsError {
+    match error {
+        FsError::Stale => FsError::NotFound,
+        error => error,
     }
 }
 

@@ -91,6 +91,8 @@ pub struct Fs {
     gfids: GfidMaker,
     notes: Arc<Notes>,
     retries: Retries,
+    /// Renames among them, counted apart: what their threads look up is not what they open.
+    renames: Retries,
     lock_waiters: lock::Waiters,
 }
 
@@ -130,6 +132,7 @@ impl Fs {
             gfids: GfidMaker::default(),
             notes: Arc::default(),
             retries: Retries::default(),
+            renames: Retries::default(),
             lock_waiters: lock::Waiters::default(),
         });
         let weak = Arc::downgrade(&fs);

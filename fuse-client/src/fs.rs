@@ -22,6 +22,7 @@ mod statfs;
 mod xattr;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -34,7 +35,7 @@ use crate::cache::{Attrs, Inodes, Names, NodeId};
 use crate::options::{ListingAttributes, PageCache};
 use crate::session::{Answer, Call, Effect, Session};
 use handles::{File, Handles};
-use notes::Notes;
+use notes::{Note, Notes};
 use retries::Retries;
 
 pub use attr::{AttrChange, TimeChange};
@@ -90,6 +91,8 @@ pub struct Fs {
     gfids: GfidMaker,
     notes: Arc<Notes>,
     retries: Retries,
+    /// Renames among them, counted apart: what their threads look up is not what they open.
+    renames: Retries,
     lock_waiters: lock::Waiters,
 }
 
@@ -129,7 +132,14 @@ impl Fs {
             gfids: GfidMaker::default(),
             notes: Arc::default(),
             retries: Retries::default(),
+            renames: Retries::default(),
             lock_waiters: lock::Waiters::default(),
+        });
+        let weak = Arc::downgrade(&fs);
+        fs.session.when_locks_are_lost(move |files| {
+            if let Some(fs) = weak.upgrade() {
+                fs.locks_lost(files);
+            }
         });
         background::start(&fs).map_err(|error| format!("cannot start a thread: {error}"))?;
         Ok(fs)
@@ -159,26 +169,28 @@ impl Fs {
         payload: &[u8],
         effect: Effect,
     ) -> FsResult<Answer> {
-        self.ask_through(None, caller, ops, payload, effect)
+        self.ask_through(&[], caller, ops, payload, effect)
     }
 
-    /// The same through an open file: it fails when a lock that was held through it is lost.
+    /// The same through open files: it fails when a lock that was held through one is lost.
     fn ask_through(
         &self,
-        file: Option<&File>,
+        files: &[&File],
         caller: Caller,
         ops: Vec<op::Op>,
         payload: &[u8],
         effect: Effect,
     ) -> FsResult<Answer> {
+        files.iter().try_for_each(|file| file.usable())?;
         let ops = ops.into_iter().map(|op| Op { op: Some(op) }).collect();
+        let locks_lost: Vec<&AtomicBool> = files.iter().map(|file| &*file.locks_lost).collect();
         let answer = self.session.call(Call {
             caller,
             ops,
             payload,
             effect,
             split: SplitWork::SplitNone,
-            locks_lost: file.map(|file| &*file.locks_lost),
+            locks_lost: &locks_lost,
         })?;
         for result in &answer.results {
             for object in &result.objects {
@@ -203,6 +215,34 @@ impl Fs {
     ) -> FsResult<(OpResult, Instant)> {
         let mut answer = self.ask(caller, vec![op], &[], effect)?;
         Ok((answer.take(0)?, answer.sent_at))
+    }
+
+    /// The same through open files.
+    fn change_through(
+        &self,
+        files: &[&File],
+        caller: Caller,
+        op: op::Op,
+    ) -> FsResult<(OpResult, Instant)> {
+        let mut answer = self.ask_through(files, caller, vec![op], &[], Effect::Repeatable)?;
+        Ok((answer.take(0)?, answer.sent_at))
+    }
+
+    /// The session lost the locks on these files. What was cached under them is dropped: the kernel
+    /// would answer from it without asking us. Nobody waits for that: the kernel drops a page that
+    /// is being read only when the read is answered, which it is when the session is renewed.
+    fn locks_lost(&self, files: &[Gfid]) {
+        for gfid in files {
+            self.handles
+                .of(*gfid)
+                .iter()
+                .for_each(|file| file.drop_head());
+            let node = self.inodes.node(*gfid);
+            self.inodes.expire(node);
+            // Never left out: what was locked is not much.
+            let then = Some(Box::new(|| ()) as notes::Then);
+            self.notes.push(Note::DropPages { node, then });
+        }
     }
 
     /// The entry for an object that a reply brought, its lookup counted.

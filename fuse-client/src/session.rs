@@ -9,12 +9,13 @@ mod life;
 mod route;
 mod waiting;
 
+use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use mortar_common::FsError;
+use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{
     Caller, EpochRef, Op, Reply, ReplyStatus, Request, Result as OpResult, SplitWork,
 };
@@ -25,6 +26,7 @@ use holdings::Holdings;
 use life::{Life, SlotGuard};
 use route::{Hunt, Route};
 
+pub use life::LifeNumber;
 pub(crate) use waiting::{Waiting, signal_waits};
 
 /// A mount waits this long for a brick that serves.
@@ -60,9 +62,9 @@ pub struct Call<'a> {
     pub effect: Effect,
     /// What it has to do with a split; nothing, for a mount.
     pub split: SplitWork,
-    /// Of the open file that it goes through: set when a lock that was held through it was lost.
+    /// Of the open files that it goes through: set when a lock that was held through one was lost.
     /// Then the call fails, also if it was under way at that moment.
-    pub locks_lost: Option<&'a AtomicBool>,
+    pub locks_lost: &'a [&'a AtomicBool],
 }
 
 /// The primary's answer to a [`Call`].
@@ -74,6 +76,8 @@ pub struct Answer {
     pub payload: Bytes,
     /// When the attempt that was answered was sent.
     pub sent_at: Instant,
+    /// In which life of the session.
+    pub life: LifeNumber,
 }
 
 impl Answer {
@@ -114,6 +118,8 @@ pub struct Session {
     life: Mutex<Arc<Life>>,
     /// Held by the thread that opens a new life after the old one was fenced.
     renewal: Mutex<()>,
+    /// Told of files whose locks are lost.
+    on_lost_locks: OnceLock<OnLostLocks>,
     idle: Mutex<Vec<Idle>>,
     holdings: Arc<Holdings>,
     closing: AtomicBool,
@@ -123,6 +129,17 @@ pub struct Session {
     opened: AtomicBool,
     /// A brick of the volume took this client's connection, whether it serves or not.
     greeted: AtomicBool,
+}
+
+struct OnLostLocks(Box<LostLocks>);
+
+/// Called with the files whose locks are lost.
+type LostLocks = dyn Fn(&[Gfid]) + Send + Sync;
+
+impl fmt::Debug for OnLostLocks {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("OnLostLocks")
+    }
 }
 
 #[derive(Debug)]
@@ -143,8 +160,9 @@ impl Session {
             view,
             route: Route::default(),
             mounted,
-            life: Mutex::new(Arc::new(Life::new())),
+            life: Mutex::new(Arc::new(Life::new(LifeNumber::default()))),
             renewal: Mutex::new(()),
+            on_lost_locks: OnceLock::new(),
             idle: Mutex::default(),
             holdings: Arc::default(),
             closing: AtomicBool::new(false),
@@ -183,9 +201,20 @@ impl Session {
         self.opened.load(Ordering::Acquire)
     }
 
+    /// Has `tell` called with the files whose locks are lost, before the next life of the session
+    /// begins. It must not wait for an answer of this session. Only the first one set is called.
+    pub fn when_locks_are_lost(&self, tell: impl Fn(&[Gfid]) + Send + Sync + 'static) {
+        let _ = self.on_lost_locks.set(OnLostLocks(Box::new(tell)));
+    }
+
     /// What this session holds at the primary: opens and locks.
     pub fn holdings(&self) -> &Arc<Holdings> {
         &self.holdings
+    }
+
+    /// The life that a call made now begins in.
+    pub fn life_number(&self) -> LifeNumber {
+        self.life().number()
     }
 
     /// Sends a call until it is answered.
@@ -274,7 +303,7 @@ impl Session {
             payload: &[],
             effect: Effect::Repeatable,
             split: SplitWork::SplitNone,
-            locks_lost: None,
+            locks_lost: &[],
         };
         let waiting = Waiting::until(Instant::now() + CLOSE_WAIT);
         if let Err(error) = self.call_while(call, &waiting) {
@@ -317,6 +346,7 @@ impl Session {
                             results,
                             payload,
                             sent_at,
+                            life: life.number(),
                         }));
                     }
                     ReplyStatus::ReplyNotPrimary | ReplyStatus::ReplyNotReady => {
@@ -466,10 +496,10 @@ struct Tries {
 }
 
 /// What was written or read under a lock must not be sent again without it: others have the lock.
-fn has_its_locks(lost: Option<&AtomicBool>) -> Result<(), FsError> {
-    match lost {
-        Some(lost) if lost.load(Ordering::Acquire) => Err(FsError::Io),
-        Some(_) | None => Ok(()),
+fn has_its_locks(lost: &[&AtomicBool]) -> Result<(), FsError> {
+    match lost.iter().any(|lost| lost.load(Ordering::Acquire)) {
+        true => Err(FsError::Io),
+        false => Ok(()),
     }
 }
 

@@ -61,6 +61,7 @@ fn three_copies_are_equal_after_each_of_them_was_killed() {
         }
     }
     mount.unmount();
+    cluster.wait_healed(NAME);
     assert_bricks_equal(&bricks[0], &bricks[1]);
     assert_bricks_equal(&bricks[0], &bricks[2]);
     cluster.assert_check_finds_nothing(NAME);

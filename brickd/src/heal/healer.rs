@@ -194,7 +194,10 @@ impl<'a> Healer<'a> {
             self.heal_names(gfid)?;
             self.heal_bytes(gfid)?;
         }
-        self.send_object(gfid, MarkState::Carried(0))?;
+        if self.send_object(gfid, MarkState::Carried(0))?.is_none() {
+            // It was freed here meanwhile, and nothing else would look at what is owed of it.
+            return self.heal_gone(gfid);
+        }
         Ok(())
     }
 

@@ -47,7 +47,7 @@ impl Base for SessionBase {
             payload,
             effect,
             split: work,
-            locks_lost: None,
+            locks_lost: &[],
         })?;
         Ok(Told {
             result: answer.take(0)?,

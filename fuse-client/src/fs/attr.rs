@@ -5,9 +5,9 @@ use std::time::Duration;
 use mortar_common::FsError;
 use mortar_proto::data::{Caller, GetAttr, SetAttr, SetTime, op, set_time};
 
+use super::handles::File;
 use super::{Fs, FsResult, KillSetId, is_ordinary, own_object};
 use crate::cache::{Attrs, NodeId, Timestamp};
-use crate::session::Effect;
 
 /// A time to be set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -23,6 +23,8 @@ pub enum TimeChange {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 #[allow(missing_docs)] // Named as in stat(2).
 pub struct AttrChange {
+    /// The open file that it goes through.
+    pub handle: Option<u64>,
     pub mode: Option<u32>,
     pub uid: Option<u32>,
     pub gid: Option<u32>,
@@ -70,8 +72,13 @@ impl Fs {
     ) -> FsResult<(Attrs, Duration)> {
         let gfid = self.inodes.gfid(node)?;
         let chowns = change.uid.is_some() || change.gid.is_some();
-        let kill = KillSetId::default();
-        let clears_only = AttrChange { kill, ..change } == AttrChange::default();
+        let clears_only = AttrChange {
+            kill: KillSetId::default(),
+            handle: None,
+            ..change
+        } == AttrChange::default();
+        let through = change.handle.map(|handle| self.handles.file(handle));
+        let through = through.transpose()?;
         let kills = change
             .kill
             .judged(|| (change.size.is_some() || clears_only) && is_ordinary(&caller));
@@ -86,8 +93,8 @@ impl Fs {
             kill_suidgid: chowns || kills,
             drop_capability: clears_only,
         };
-        let (result, sent_at) =
-            self.change_op(caller, op::Op::Setattr(setattr), Effect::Repeatable)?;
+        let files: Vec<&File> = through.iter().map(|file| &**file).collect();
+        let (result, sent_at) = self.change_through(&files, caller, op::Op::Setattr(setattr))?;
         let attrs = self
             .inodes
             .learn(own_object(&result)?, sent_at)

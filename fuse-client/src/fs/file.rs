@@ -45,7 +45,7 @@ impl Fs {
             len,
         };
         let ops = vec![op::Op::Read(read)];
-        let mut answer = self.ask_through(Some(&file), caller, ops, &[], Effect::Read)?;
+        let mut answer = self.ask_through(&[&file], caller, ops, &[], Effect::Read)?;
         let (result, payload) = (answer.take(0)?, answer.payload);
         match result.ok {
             Some(result::Ok::PayloadLen(got)) if got <= len && got as usize <= payload.len() => {
@@ -66,7 +66,6 @@ impl Fs {
         how: WriteHow,
     ) -> FsResult<u32> {
         let file = self.handles.file(handle)?;
-        file.usable()?;
         let len = u32::try_from(bytes.len()).map_err(|_| FsError::Invalid)?;
         let write = Write {
             gfid: Some(file.gfid),
@@ -83,7 +82,7 @@ impl Fs {
             Effect::Repeatable
         };
         let ops = vec![op::Op::Write(write)];
-        let mut answer = self.ask_through(Some(&file), caller, ops, bytes, effect)?;
+        let mut answer = self.ask_through(&[&file], caller, ops, bytes, effect)?;
         let result = answer.take(0)?;
         if let Some(object) = object_of(&result, file.gfid) {
             self.inodes.wrote(node, object.data_counter);
@@ -101,23 +100,26 @@ impl Fs {
 
     /// Makes a file or directory durable on every in-sync copy.
     pub fn fsync(&self, caller: Caller, gfid: Gfid, data_only: bool) -> FsResult<()> {
-        let fsync = Fsync {
-            gfid: Some(gfid),
-            data_only,
-        };
-        self.change_op(caller, op::Op::Fsync(fsync), Effect::Repeatable)
+        self.change_op(caller, fsync_of(gfid, data_only), Effect::Repeatable)
             .map(|_| ())
     }
 
     /// [`Fs::fsync`] of an open file.
     pub fn fsync_file(&self, caller: Caller, handle: u64, data_only: bool) -> FsResult<()> {
         let file = self.handles.file(handle)?;
-        file.usable()?;
-        self.fsync(caller, file.gfid, data_only)
+        self.change_through(&[&file], caller, fsync_of(file.gfid, data_only))
+            .map(|_| ())
     }
 
     /// [`Fs::fsync`] of a directory.
     pub fn fsync_dir(&self, caller: Caller, node: NodeId, data_only: bool) -> FsResult<()> {
         self.fsync(caller, self.inodes.gfid(node)?, data_only)
     }
+}
+
+fn fsync_of(gfid: Gfid, data_only: bool) -> op::Op {
+    op::Op::Fsync(Fsync {
+        gfid: Some(gfid),
+        data_only,
+    })
 }

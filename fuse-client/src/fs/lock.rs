@@ -207,12 +207,15 @@ impl Fs {
             kind: ask.kind,
             lost: file.locks_lost.clone(),
         };
-        let outcome = self.change_op(caller, op::Op::Setlock(set), Effect::Repeatable);
+        let life = self.session.life_number();
+        let ops = vec![op::Op::Setlock(set)];
+        let outcome = self.ask_through(&[&file], caller, ops, &[], Effect::Repeatable);
         if !unlock && outcome.as_ref().is_err_and(|error| is_uncertain(*error)) {
             // It may be held: then it goes when the file is closed.
-            holdings.lock_granted(file.gfid, held.clone());
+            holdings.lock_granted(file.gfid, held.clone(), life)?;
         }
-        let (result, _) = outcome?;
+        let mut answer = outcome?;
+        let result = answer.take(0)?;
         if unlock {
             if ask.range
                 == (LockRange {
@@ -224,7 +227,7 @@ impl Fs {
             }
             return Ok(Pages::Current);
         }
-        holdings.lock_granted(file.gfid, held);
+        holdings.lock_granted(file.gfid, held, answer.life)?;
         for handle in self.handles.of(file.gfid) {
             handle.drop_head();
         }

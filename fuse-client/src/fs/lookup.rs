@@ -78,7 +78,7 @@ pub(super) fn find_root(
             payload: &[],
             effect: Effect::Read,
             split: SplitWork::SplitNone,
-            locks_lost: None,
+            locks_lost: &[],
         };
         let mut answer = session.call(call).map_err(words)?;
         let result = answer.take(0).map_err(words)?;

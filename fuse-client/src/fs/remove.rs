@@ -6,6 +6,7 @@ use mortar_common::name::check_entry_name;
 use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{Caller, Lookup, Release, Rename, RenameMode, RmDir, Unlink, op};
 
+use super::notes::Note;
 use super::{Fs, FsResult, own_object};
 use crate::cache::NodeId;
 use crate::session::Effect;
@@ -60,17 +61,34 @@ impl Fs {
             how: how.into(),
             whiteout,
         };
+        let is_second_try = self.renames.was_refused(caller.pid);
         let outcome = self.change_op(caller, op::Op::Rename(rename.clone()), Effect::Once);
         let (result, _) = match outcome {
-            Err(FsError::NotFound | FsError::Stale) if moved.is_some() => {
+            // The kernel would give the new name to the object that it knows by the old one, which
+            // another mount has put another in the place of. On ESTALE it looks both names up anew.
+            Err(FsError::Stale) if moved.is_some() && !is_second_try => {
+                self.names.remove(from_gfid, from.1);
+                self.renames.refused(caller.pid);
+                return Err(FsError::Stale);
+            }
+            // That goes on while the kernel looks: a program gets no error by it.
+            Err(FsError::Stale) if moved.is_some() => {
                 rename.gfid = None;
                 moved = None;
                 self.change_op(caller, op::Op::Rename(rename), Effect::Once)?
             }
             outcome => outcome?,
         };
+        let was_guessed = moved.is_none();
         let moved = moved.or_else(|| result.objects.first().and_then(|object| object.gfid));
         self.names_moved((from_gfid, from.1), (to_gfid, to.1), how, moved, replaced);
+        if was_guessed {
+            // What the kernel will take the new name for may be another object.
+            self.notes.push(Note::DropName {
+                parent: to.0,
+                name: to.1.into(),
+            });
+        }
         if let Some(replaced) = replaced {
             self.inodes.expire(self.inodes.node(replaced));
         }

@@ -1,4 +1,5 @@
-//! Opens that were refused because their name was gone, and that the kernel tries once more.
+//! Opens that were refused because their name was gone, and that the kernel tries once more. And
+//! renames, refused because their name held something else.
 //!
 //! On ESTALE the kernel looks the whole path up anew and opens what it finds; a second ESTALE goes to
 //! the program. Where another mount replaces a file again and again, that file too may have lost its
@@ -44,6 +45,17 @@ impl Retries {
             threads.insert(thread, retry);
         }
         self.count.store(threads.len(), Ordering::Relaxed);
+    }
+
+    /// Whether the last try of this thread was refused a moment ago; the next one is a first again.
+    pub fn was_refused(&self, thread: u32) -> bool {
+        if self.count.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let mut threads = self.lock();
+        let retry = threads.remove(&thread);
+        self.count.store(threads.len(), Ordering::Relaxed);
+        retry.is_some_and(|it| it.refused_at.elapsed() < RETRY_WITHIN)
     }
 
     /// A lookup of this thread found this; `None` = nothing.

@@ -3,6 +3,7 @@
 use mortar_common::FsError;
 use mortar_proto::data::{Caller, CopyRange, Fallocate, Seek, Whence, op, result};
 
+use super::handles::File;
 use super::{Fs, FsResult, is_ordinary, object_of};
 use crate::cache::NodeId;
 use crate::session::Effect;
@@ -21,7 +22,6 @@ impl Fs {
         range: (u64, u64),
     ) -> FsResult<()> {
         let file = self.handles.file(handle)?;
-        file.usable()?;
         let fallocate = Fallocate {
             gfid: Some(file.gfid),
             mode,
@@ -29,8 +29,7 @@ impl Fs {
             len: range.1,
             kill_suidgid: is_ordinary(&caller),
         };
-        let (result, _) =
-            self.change_op(caller, op::Op::Fallocate(fallocate), Effect::Repeatable)?;
+        let (result, _) = self.change_through(&[&file], caller, op::Op::Fallocate(fallocate))?;
         if let Some(object) = object_of(&result, file.gfid) {
             self.inodes.wrote(node, object.data_counter);
         }
@@ -40,7 +39,6 @@ impl Fs {
     /// SEEK_DATA and SEEK_HOLE; the others the kernel does itself.
     pub fn lseek(&self, caller: Caller, handle: u64, offset: i64, whence: i32) -> FsResult<i64> {
         let file = self.handles.file(handle)?;
-        file.usable()?;
         let whence = match whence {
             libc::SEEK_DATA => Whence::Data,
             libc::SEEK_HOLE => Whence::Hole,
@@ -52,8 +50,9 @@ impl Fs {
             offset,
             whence: whence.into(),
         };
-        let (result, _, _) = self.read_op(caller, op::Op::Seek(seek))?;
-        match result.ok {
+        let ops = vec![op::Op::Seek(seek)];
+        let mut answer = self.ask_through(&[&file], caller, ops, &[], Effect::Read)?;
+        match answer.take(0)?.ok {
             Some(result::Ok::Offset(found)) => i64::try_from(found).map_err(|_| FsError::Overflow),
             _ => Err(FsError::Io),
         }
@@ -68,8 +67,6 @@ impl Fs {
         len: u64,
     ) -> FsResult<u32> {
         let (from_file, to_file) = (self.handles.file(from.0)?, self.handles.file(to.1)?);
-        from_file.usable()?;
-        to_file.usable()?;
         let copy = CopyRange {
             from: Some(from_file.gfid),
             from_offset: from.1,
@@ -78,7 +75,8 @@ impl Fs {
             len: len.min(COPY_BYTES_MAX),
             kill_suidgid: is_ordinary(&caller),
         };
-        let (result, _) = self.change_op(caller, op::Op::CopyRange(copy), Effect::Repeatable)?;
+        let files: [&File; 2] = [&from_file, &to_file];
+        let (result, _) = self.change_through(&files, caller, op::Op::CopyRange(copy))?;
         if let Some(object) = object_of(&result, to_file.gfid) {
             self.inodes.wrote(to.0, object.data_counter);
         }

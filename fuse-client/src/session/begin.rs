@@ -19,7 +19,7 @@ impl Session {
     pub(super) fn introduce(&self, waiting: &Waiting) -> Result<Arc<Life>, String> {
         let mut hunt = Hunt::default();
         loop {
-            let life = Arc::new(Life::new());
+            let life = Arc::new(Life::new(self.life().number().next()));
             let open = vec![session_open(&self.mounted)];
             if let Some(opened) = self.introduce_with(&life, open, &mut hunt, waiting)? {
                 self.take_again(&life, &opened, waiting)?;
@@ -91,12 +91,15 @@ impl Session {
         if self.life().id() != old.id() {
             return Ok(());
         }
-        let lost_locks = self.holdings.lose_locks();
+        let lost = self.holdings.lose_locks(old.number());
+        if let Some(told) = self.on_lost_locks.get() {
+            (told.0)(&lost.files);
+        }
         let life = self.introduce(waiting).map_err(|problem| {
             tracing::debug!("no new session: {problem}");
             FsError::NotConnected
         })?;
-        self.say_renewal(old, &life, lost_locks);
+        self.say_renewal(old, &life, lost.locks);
         self.begin(life);
         self.idle
             .lock()

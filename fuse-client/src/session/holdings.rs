@@ -7,8 +7,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use mortar_common::{Gfid, Signal};
+use mortar_common::{FsError, Gfid, Signal};
 use mortar_proto::data::{LockKind, Op, Open, op};
+
+use super::life::LifeNumber;
 
 /// Opens taken again in one request after a fence.
 const REOPEN_OPS_MAX: usize = 256;
@@ -16,8 +18,15 @@ const REOPEN_OPS_MAX: usize = 256;
 /// Opens and locks of one session.
 #[derive(Debug, Default)]
 pub struct Holdings {
-    state: Mutex<HashMap<Gfid, Held>>,
+    state: Mutex<State>,
     changed: Signal,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    held: HashMap<Gfid, Held>,
+    /// The last life of the session whose locks are lost.
+    lost: Option<LifeNumber>,
 }
 
 #[derive(Debug, Default)]
@@ -53,6 +62,15 @@ pub struct HeldLock {
     pub lost: Arc<AtomicBool>,
 }
 
+/// What a fence took away.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Lost {
+    /// How many owners lost one.
+    pub locks: usize,
+    /// Files they were held on.
+    pub files: Vec<Gfid>,
+}
+
 /// Whether an open must be registered at the primary.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Registration {
@@ -67,7 +85,7 @@ impl Holdings {
     pub fn begin_open(&self, gfid: Gfid) -> Registration {
         let mut state = self.lock();
         loop {
-            let held = state.entry(gfid).or_default();
+            let held = state.held.entry(gfid).or_default();
             if held.stage == Stage::Releasing {
                 state = self.changed.wait(state);
                 continue;
@@ -83,19 +101,19 @@ impl Holdings {
 
     /// The primary has registered the open that was begun, or one made by a create.
     pub fn registered(&self, gfid: Gfid) {
-        self.lock().entry(gfid).or_default().stage = Stage::Registered;
+        self.lock().held.entry(gfid).or_default().stage = Stage::Registered;
     }
 
     /// A handle was closed, or its open failed.
     pub fn close(&self, gfid: Gfid) {
         let mut state = self.lock();
-        let Some(held) = state.get_mut(&gfid) else {
+        let Some(held) = state.held.get_mut(&gfid) else {
             return;
         };
         held.handles = held.handles.saturating_sub(1);
         if held.handles == 0 {
             if held.stage == Stage::Unregistered {
-                state.remove(&gfid);
+                state.held.remove(&gfid);
             } else {
                 held.idle_since = Some(Instant::now());
                 self.changed.notify_all();
@@ -106,7 +124,7 @@ impl Holdings {
     /// Takes up to `max` objects that have been closed for `age`, to be released.
     pub fn take_idle(&self, max: usize, age: Duration) -> Vec<Gfid> {
         let mut taken = Vec::new();
-        for (gfid, held) in self.lock().iter_mut() {
+        for (gfid, held) in &mut self.lock().held {
             if taken.len() == max {
                 break;
             }
@@ -123,7 +141,7 @@ impl Holdings {
     pub fn take_if_idle(&self, gfid: Gfid) -> bool {
         let mut state = self.lock();
         loop {
-            match state.get_mut(&gfid) {
+            match state.held.get_mut(&gfid) {
                 Some(held) if held.stage == Stage::Releasing => state = self.changed.wait(state),
                 Some(held) if held.releasable() => {
                     held.stage = Stage::Releasing;
@@ -139,10 +157,11 @@ impl Holdings {
         let mut state = self.lock();
         for gfid in gfids {
             if state
+                .held
                 .get(gfid)
                 .is_some_and(|held| held.stage == Stage::Releasing)
             {
-                state.remove(gfid);
+                state.held.remove(gfid);
             }
         }
         drop(state);
@@ -153,7 +172,7 @@ impl Holdings {
     pub fn not_released(&self, gfids: &[Gfid]) {
         let mut state = self.lock();
         for gfid in gfids {
-            if let Some(held) = state.get_mut(gfid) {
+            if let Some(held) = state.held.get_mut(gfid) {
                 held.stage = Stage::Registered;
             }
         }
@@ -163,7 +182,7 @@ impl Holdings {
 
     /// Waits, at most `timeout`, until an object may have become idle; whether any is.
     pub fn wait_idle(&self, timeout: Duration) -> bool {
-        let any = |state: &HashMap<Gfid, Held>| state.values().any(|h| h.idle_since.is_some());
+        let any = |state: &State| state.held.values().any(|h| h.idle_since.is_some());
         let mut state = self.lock();
         if !any(&state) {
             state = self.changed.wait_timeout(state, timeout);
@@ -173,25 +192,41 @@ impl Holdings {
 
     /// Whether the object has a handle in this mount.
     pub fn is_open(&self, gfid: Gfid) -> bool {
-        self.lock().get(&gfid).is_some_and(|held| held.handles > 0)
+        self.lock()
+            .held
+            .get(&gfid)
+            .is_some_and(|held| held.handles > 0)
     }
 
-    /// Remembers that an owner was granted a lock.
-    pub fn lock_granted(&self, gfid: Gfid, lock: HeldLock) {
+    /// Remembers that an owner was granted a lock in that life of the session.
+    ///
+    /// # Errors
+    /// [`FsError::Io`] when that life has been fenced meanwhile: the lock is lost already.
+    pub fn lock_granted(
+        &self,
+        gfid: Gfid,
+        lock: HeldLock,
+        life: LifeNumber,
+    ) -> Result<(), FsError> {
         let mut state = self.lock();
-        let locks = &mut state.entry(gfid).or_default().locks;
+        if state.lost.is_some_and(|lost| life <= lost) {
+            lock.lost.store(true, Ordering::Release);
+            return Err(FsError::Io);
+        }
+        let locks = &mut state.held.entry(gfid).or_default().locks;
         if !locks
             .iter()
             .any(|have| have.is_of(lock.owner, lock.kind) && have.handle == lock.handle)
         {
             locks.push(lock);
         }
+        Ok(())
     }
 
     /// Whether this owner holds a lock of this kind here.
     pub fn holds_lock(&self, gfid: Gfid, owner: u64, kind: LockKind) -> bool {
         let state = self.lock();
-        let held = state.get(&gfid);
+        let held = state.held.get(&gfid);
         held.is_some_and(|held| held.locks.iter().any(|lock| lock.is_of(owner, kind)))
     }
 
@@ -205,13 +240,19 @@ impl Holdings {
         self.unlock(gfid, |lock| lock.handle == handle)
     }
 
-    /// After a fence: all locks are gone, and their handles are told. Returns how many there were.
-    pub fn lose_locks(&self) -> usize {
-        let mut lost = 0;
-        for held in self.lock().values_mut() {
+    /// This life of the session was fenced: all locks are gone, and their handles are told. So are
+    /// those whose grants of this life come in later.
+    pub fn lose_locks(&self, life: LifeNumber) -> Lost {
+        let mut state = self.lock();
+        state.lost = Some(life);
+        let mut lost = Lost::default();
+        for (gfid, held) in &mut state.held {
+            if !held.locks.is_empty() {
+                lost.files.push(*gfid);
+            }
             for lock in held.locks.drain(..) {
                 lock.lost.store(true, Ordering::Release);
-                lost += 1;
+                lost.locks += 1;
             }
         }
         lost
@@ -221,6 +262,7 @@ impl Holdings {
     pub fn reopen_in_pieces(&self) -> Vec<Vec<Op>> {
         let state = self.lock();
         let open: Vec<Op> = state
+            .held
             .iter()
             .filter(|(_, held)| held.stage == Stage::Registered)
             .map(|(gfid, _)| Op {
@@ -236,7 +278,7 @@ impl Holdings {
 
     fn unlock(&self, gfid: Gfid, of: impl Fn(&HeldLock) -> bool) -> bool {
         let mut state = self.lock();
-        let Some(held) = state.get_mut(&gfid) else {
+        let Some(held) = state.held.get_mut(&gfid) else {
             return false;
         };
         let before = held.locks.len();
@@ -244,7 +286,7 @@ impl Holdings {
         held.locks.len() != before
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<Gfid, Held>> {
+    fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -332,11 +374,24 @@ mod tests {
             kind: LockKind::LockPosix,
             lost: lost.clone(),
         };
-        holdings.lock_granted(FILE, lock);
+        let first = LifeNumber::default();
+        assert_eq!(holdings.lock_granted(FILE, lock.clone(), first), Ok(()));
         assert!(holdings.holds_lock(FILE, 1, LockKind::LockPosix));
         assert!(!holdings.holds_lock(FILE, 1, LockKind::LockFlock));
-        assert_eq!(holdings.lose_locks(), 1);
+        let all = Lost {
+            locks: 1,
+            files: vec![FILE],
+        };
+        assert_eq!(holdings.lose_locks(first), all);
         assert!(lost.load(Ordering::Acquire));
         assert!(!holdings.owner_unlocked(FILE, 1, LockKind::LockPosix));
+
+        // A grant that comes in when its life is over already is none.
+        lost.store(false, Ordering::Release);
+        let late = holdings.lock_granted(FILE, lock.clone(), first);
+        assert_eq!(late, Err(FsError::Io));
+        assert!(lost.load(Ordering::Acquire));
+        assert!(!holdings.holds_lock(FILE, 1, LockKind::LockPosix));
+        assert_eq!(holdings.lock_granted(FILE, lock, first.next()), Ok(()));
     }
 }

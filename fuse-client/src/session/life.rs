@@ -12,10 +12,22 @@ const REST: Duration = Duration::from_secs(60);
 /// A caller that waits for a slot is asked this often whether it still wants to.
 const TICK: Duration = Duration::from_millis(100);
 
+/// Lives of one session are counted.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct LifeNumber(u64);
+
+impl LifeNumber {
+    /// Of the life after this one.
+    pub fn next(self) -> LifeNumber {
+        LifeNumber(self.0 + 1)
+    }
+}
+
 /// An id and its numbered slots.
 #[derive(Debug)]
 pub struct Life {
     id: SessionId,
+    number: LifeNumber,
     slots: Mutex<Slots>,
     freed: Signal,
 }
@@ -41,9 +53,10 @@ pub struct SlotGuard {
 
 impl Life {
     /// A life with a random id.
-    pub fn new() -> Self {
+    pub fn new(number: LifeNumber) -> Self {
         Life {
             id: SessionId::random(),
+            number,
             slots: Mutex::default(),
             freed: Signal::default(),
         }
@@ -52,6 +65,11 @@ impl Life {
     /// The session's id on the wire.
     pub fn id(&self) -> u64 {
         self.id.0
+    }
+
+    /// The how manieth of its session it is.
+    pub fn number(&self) -> LifeNumber {
+        self.number
     }
 
     /// Takes a free slot with its next seq; waits for one as long as `may_wait` is content.
@@ -133,7 +151,7 @@ mod tests {
 
     #[test]
     fn a_slot_counts_on_and_rests_when_it_was_not_answered() {
-        let life = Arc::new(Life::new());
+        let life = Arc::new(Life::new(LifeNumber::default()));
         let first = life.take_slot(|| Ok(())).unwrap();
         assert_eq!(first.number(), (0, 1));
         first.answered();
@@ -145,7 +163,7 @@ mod tests {
 
     #[test]
     fn when_all_slots_are_taken_the_caller_decides_how_long_it_waits() {
-        let life = Arc::new(Life::new());
+        let life = Arc::new(Life::new(LifeNumber::default()));
         let held: Vec<_> = (0..SLOTS_PER_SESSION)
             .map(|_| life.take_slot(|| Ok(())).unwrap())
             .collect();

@@ -155,3 +155,24 @@ fn what_another_mount_wrote_is_seen_after_open() {
         .replace(b"f", b"other");
     assert_eq!(fs::read(&path).unwrap(), b"other");
 }
+
+/// Another mount has put another directory in the place of one that this mount's kernel knows: it is
+/// the other that is moved, and what is found below its new name is the other's.
+#[test]
+fn what_is_renamed_is_what_the_name_holds_and_found_so_at_once() {
+    let mut mount = Mount::new();
+    let second = mount.second();
+    for name in ["one", "two"] {
+        fs::create_dir(mount.path(name)).unwrap();
+        fs::write(mount.path(name).join("id"), name).unwrap();
+    }
+    assert_eq!(fs::read(mount.path("one").join("id")).unwrap(), b"one");
+    fs::rename(second.join("one"), second.join("elsewhere")).unwrap();
+    fs::rename(second.join("two"), second.join("one")).unwrap();
+    let aside = mount.path("aside");
+    fs::rename(mount.path("one"), &aside).unwrap();
+    assert_eq!(fs::read(aside.join("id")).unwrap(), b"two");
+    fs::remove_dir_all(&aside).unwrap();
+    assert_eq!(fs::read(second.join("elsewhere/id")).unwrap(), b"one");
+    mount.assert_quiet();
+}

@@ -5,6 +5,7 @@ mod failover;
 mod fake;
 mod files;
 mod locks;
+mod lost_locks;
 mod mounting;
 mod tree;
 

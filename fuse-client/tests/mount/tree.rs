@@ -281,7 +281,7 @@ impl Tree {
                 let (from, to) = (need(o.from_parent)?, need(o.to_parent)?);
                 let moved = self.child(from, &o.from_name)?;
                 if o.gfid.is_some_and(|gfid| gfid != moved) {
-                    return Err(FsError::NotFound);
+                    return Err(FsError::Stale);
                 }
                 let there = self.child(to, &o.to_name).ok();
                 match (o.how(), there) {

@@ -345,6 +345,10 @@ fn label_of(group: &Group, roles: &Roles) -> String {
             let leads = if leads { " (leads the registry)" } else { "" };
             format!("{fault}{leads}")
         }
+        (None, 1) if group.is_isolation() => {
+            let words: Vec<String> = group.faults().map(|one| one.fault.to_string()).collect();
+            words.join(", then ")
+        }
         (None, 1) => "two at once".to_owned(),
         (None, 2) => "during the heal".to_owned(),
         (None, _) => "during the heal of the heal".to_owned(),

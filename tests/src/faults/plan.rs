@@ -42,6 +42,8 @@ pub enum Fault {
     Freeze(Peer),
     /// A whole host is cut off.
     Cut(Peer, Way),
+    /// A peer is cut off from all others; clients reach it.
+    Isolate(Peer),
     /// Two peers are cut off from each other.
     CutPair(Peer, Peer, Way),
     /// SIGKILL of the brickds of all peers at once.
@@ -94,7 +96,8 @@ pub struct Plan {
     pub groups: Vec<Group>,
 }
 
-const GROUPS: (u64, u64) = (3, 4);
+/// Besides one isolation.
+const GROUPS: (u64, u64) = (2, 3);
 /// A silent host is given up after 5 s.
 const SHORT_MS: (u64, u64) = (200, 4_000);
 const LONG_MS: (u64, u64) = (6_000, 11_000);
@@ -105,6 +108,9 @@ impl Plan {
         let mut random = Random::new(seed.rotate_left(32) ^ round.wrapping_mul(0x9e37_79b9));
         let count = random.between(GROUPS.0, GROUPS.1);
         let mut groups: Vec<Group> = (0..count).map(|_| group(&mut random, clients)).collect();
+        // What a primary acknowledged without its backups only this shows for sure.
+        let at = random.below(groups.len() + 1);
+        groups.insert(at, isolation(&mut random));
         if let Some(last) = groups.last_mut() {
             last.then = Then::Calm;
         }
@@ -144,6 +150,30 @@ fn group(random: &mut Random, clients: usize) -> Group {
     Group { phases, then }
 }
 
+/// The primary is cut off from its peers while clients reach it, and as a rule it dies or stands
+/// still then, until another has taken over and was read from.
+fn isolation(random: &mut Random) -> Group {
+    let timed = |fault, after_ms, for_ms| Timed {
+        fault,
+        after_ms,
+        for_ms,
+    };
+    let lasts = random.between(LONG_MS.0, LONG_MS.1);
+    let mut faults = vec![timed(Fault::Isolate(Peer::Primary), 0, lasts)];
+    // It serves for as long as it believes that its backups do not go on without it: 3 s at most.
+    let later = random.between(200, 2_800);
+    faults.extend(match random.below(5) {
+        0 => None,
+        1 | 2 => Some(timed(Fault::Kill(Peer::Primary), later, lasts)),
+        3 => Some(timed(Fault::Freeze(Peer::Primary), later, lasts)),
+        _ => Some(timed(Fault::Kill(Peer::Primary), later, 0)),
+    });
+    Group {
+        phases: vec![faults],
+        then: Then::Calm,
+    }
+}
+
 fn during_heal(random: &mut Random) -> Timed {
     let whom = [Peer::Healed, Peer::Healed, Peer::Primary, Peer::Leader][random.below(4)];
     let way = [Way::Both, Way::In, Way::Out][random.below(3)];
@@ -178,7 +208,8 @@ fn timed(random: &mut Random, clients: usize, after_ms: u64) -> Timed {
         25..29 => Fault::Stop(peer),
         29..42 => Fault::Freeze(peer),
         42..58 => Fault::Cut(peer, way),
-        58..70 => Fault::CutPair(a, b, way),
+        58..62 => Fault::Isolate(peer),
+        62..70 => Fault::CutPair(a, b, way),
         70..75 => Fault::KillAll,
         75..78 => Fault::FreezeAll,
         78..85 => Fault::KillClient(client),
@@ -206,6 +237,12 @@ impl Group {
         self.phases.iter().flatten()
     }
 
+    /// Whether it cuts the primary off from its peers first of all.
+    pub fn is_isolation(&self) -> bool {
+        let first = self.faults().next();
+        first.is_some_and(|one| one.fault == Fault::Isolate(Peer::Primary))
+    }
+
     /// Its only fault, if it has one.
     pub fn single(&self) -> Option<Fault> {
         match self.phases.as_slice() {
@@ -227,9 +264,11 @@ impl Fault {
     /// The one peer it happens to.
     pub fn peer(self) -> Option<Peer> {
         match self {
-            Fault::Kill(peer) | Fault::Stop(peer) | Fault::Freeze(peer) | Fault::Cut(peer, _) => {
-                Some(peer)
-            }
+            Fault::Kill(peer)
+            | Fault::Stop(peer)
+            | Fault::Freeze(peer)
+            | Fault::Cut(peer, _)
+            | Fault::Isolate(peer) => Some(peer),
             _ => None,
         }
     }
@@ -252,6 +291,7 @@ impl fmt::Display for Fault {
             Fault::Stop(peer) => write!(f, "stop {peer}"),
             Fault::Freeze(peer) => write!(f, "freeze {peer}"),
             Fault::Cut(peer, way) => write!(f, "cut {peer}, {way}"),
+            Fault::Isolate(peer) => write!(f, "cut {peer} from all peers"),
             Fault::CutPair(one, other, way) => write!(f, "cut {one} from {other}, {way}"),
             Fault::KillAll => f.write_str("kill all brickds"),
             Fault::FreezeAll => f.write_str("freeze all brickds"),
@@ -319,11 +359,12 @@ mod tests {
         assert_ne!(Plan::new(7, 3, 2), Plan::new(7, 4, 2));
         assert_ne!(Plan::new(7, 3, 2), Plan::new(8, 3, 2));
         let mut kinds = HashSet::new();
-        let (mut together, mut heals_of_heals) = (0, 0);
+        let (mut together, mut heals_of_heals, mut isolations) = (0, 0, 0);
         for round in 0..500 {
             for group in Plan::new(1, round, 2).groups {
                 kinds.extend(group.faults().map(|one| one.fault.to_string()));
                 together += usize::from(group.phases[0].len() > 1);
+                isolations += usize::from(group.is_isolation());
                 heals_of_heals += usize::from(group.phases.len() > 2);
             }
         }
@@ -341,10 +382,12 @@ mod tests {
             "freeze a client",
             "cut a client, outgoing",
             "cut a client from the primary",
+            "cut backup from all peers",
         ];
         for kind in wanted {
             assert!(kinds.contains(kind), "{kind} is never planned");
         }
+        assert!(isolations >= 500, "{isolations}: one in each round");
         assert!(
             together > 100 && heals_of_heals > 50,
             "{together}, {heals_of_heals}"

@@ -129,7 +129,12 @@ impl Rig {
                 violations,
             }));
         }
-        Ok(Summary::of(&entries, &report, verdict.undecided))
+        Ok(Summary::of(
+            self.copies,
+            &entries,
+            &report,
+            verdict.undecided,
+        ))
     }
 
     /// When nothing changes any more: everything is read, and the bricks are compared.

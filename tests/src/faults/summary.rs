@@ -6,14 +6,16 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::history::{Entry, Op, Outcome, Time};
-use super::nemesis::Report;
+use super::history::{Entry, Op, Outcome};
+use super::nemesis::{Done, Report};
 use super::round::is_timed;
 
 /// Figures of one round, or of many.
 #[derive(Clone, Debug, Default)]
 pub struct Summary {
     rounds: u64,
+    /// Of these.
+    rounds_of_three_copies: u64,
     faults: BTreeMap<String, u64>,
     operations: BTreeMap<&'static str, u64>,
     /// Errors that were excused.
@@ -29,9 +31,10 @@ pub struct Summary {
 
 impl Summary {
     /// Of one round.
-    pub(super) fn of(entries: &[Entry], report: &Report, undecided: usize) -> Self {
+    pub(super) fn of(copies: usize, entries: &[Entry], report: &Report, undecided: usize) -> Self {
         let mut summary = Summary {
             rounds: 1,
+            rounds_of_three_copies: u64::from(copies == 3),
             heals_missed: report.heals_missed,
             undecided,
             ..Summary::default()
@@ -44,20 +47,22 @@ impl Summary {
             summary.errors += u64::from(matches!(entry.outcome, Outcome::Failed(_)));
         }
         for group in &report.groups {
-            let overlaps = |entry: &&Entry| {
-                let end = entry.end.unwrap_or(Time::NEVER);
-                end >= group.from
-                    && entry.start <= group.to
-                    && !group.hit.contains(&usize::from(entry.client.0))
-            };
-            let timed = entries
+            summary.stalled(&group.label, Duration::ZERO, 1);
+        }
+        for entry in entries.iter().filter(|entry| is_timed(entry)) {
+            let Some(end) = entry.end else { continue };
+            // Of what goes on from one group into the next, the longer part says whose it is.
+            let shared = |group: &&Done| end.min(group.to).since(entry.start.max(group.from));
+            let concerned = report
+                .groups
                 .iter()
-                .filter(|entry| is_timed(entry))
-                .filter(overlaps);
-            let longest = timed
-                .filter_map(|entry| Some(entry.end?.since(entry.start)))
-                .max();
-            summary.stalled(&group.label, longest.unwrap_or_default(), 1);
+                .filter(|group| !group.hit.contains(&usize::from(entry.client.0)));
+            if let Some(group) = concerned.max_by_key(shared) {
+                let took = shared(&group);
+                if !took.is_zero() {
+                    summary.stalled(&group.label, end.since(entry.start), 0);
+                }
+            }
         }
         summary
     }
@@ -79,6 +84,7 @@ impl Summary {
     /// Adds another's figures.
     pub fn add(&mut self, other: &Summary) {
         self.rounds += other.rounds;
+        self.rounds_of_three_copies += other.rounds_of_three_copies;
         for (fault, count) in &other.faults {
             *self.faults.entry(fault.clone()).or_default() += count;
         }
@@ -115,6 +121,40 @@ impl Summary {
         )
     }
 
+    /// All of it, for people.
+    pub fn lines(&self) -> Vec<String> {
+        let mut lines = vec![
+            format!(
+                "{} rounds, {} of them with three copies",
+                self.rounds, self.rounds_of_three_copies
+            ),
+            format!("{} faults: {}", self.faults(), list(self.faults.iter())),
+            format!(
+                "{} operations: {}; {} answered an error that was excused, {} spaces of names were \
+                 not judged",
+                self.operations(),
+                list(self.operations.iter()),
+                self.errors,
+                self.undecided
+            ),
+            format!("{} failovers", self.failovers),
+            format!(
+                "{} heals ended, {} were interrupted, {} were over before they could be disturbed",
+                self.heals, self.heals_interrupted, self.heals_missed
+            ),
+        ];
+        lines.extend(self.stalls.iter().map(|(label, (longest, count))| {
+            let ms = longest.as_millis();
+            format!("longest stall {ms} ms: {label} ({count} times)")
+        }));
+        lines
+    }
+
+    /// How many rounds were on a volume of three copies.
+    pub fn rounds_of_three_copies(&self) -> u64 {
+        self.rounds_of_three_copies
+    }
+
     /// How many faults were made.
     pub fn faults(&self) -> u64 {
         self.faults.values().sum()
@@ -143,33 +183,6 @@ fn kind_of(op: &Op) -> &'static str {
         Op::Insert(_) => "transaction",
         Op::ReadRows => "read the database",
         Op::Other(what) => what,
-    }
-}
-
-impl fmt::Display for Summary {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        writeln!(
-            f,
-            "{} rounds, {} faults, {} operations ({} excused errors), {} failovers, {} heals \
-             ended and {} interrupted; {} heals were over before they could be disturbed, {} \
-             spaces of names were not judged",
-            self.rounds,
-            self.faults(),
-            self.operations(),
-            self.errors,
-            self.failovers,
-            self.heals,
-            self.heals_interrupted,
-            self.heals_missed,
-            self.undecided
-        )?;
-        writeln!(f, "operations: {}", list(self.operations.iter()))?;
-        writeln!(f, "faults: {}", list(self.faults.iter()))?;
-        writeln!(f, "longest stall by what happened (times):")?;
-        for (label, (longest, count)) in &self.stalls {
-            writeln!(f, "  {:>6} ms  {label} ({count})", longest.as_millis())?;
-        }
-        Ok(())
     }
 }
 

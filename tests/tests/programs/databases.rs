@@ -1,10 +1,13 @@
 //! SQLite shared by two processes of one mount and by two mounts, and PostgreSQL.
 
+use std::fs;
 use std::path::Path;
 
-use tests::cluster::{Cluster, Mount, Running, run};
+use rustix::process::Signal;
+use tests::cluster::{Allowed, Cluster, Mount, Running, run, wait_until};
 use tests::outage::{end, mounted, within};
 use tests::scale;
+use tests::sqlite::Sqlite;
 
 use super::{Bricks, script, work};
 
@@ -162,4 +165,56 @@ fn postgresql_recovers_from_a_crash() {
 #[test]
 fn postgresql_recovers_from_a_crash_after_a_lost_brick() {
     postgres_keeps_its_books(Bricks::Lose("gfs01"));
+}
+
+/// Every copy is started anew in the middle of a transaction, which loses its lock. A read under it
+/// answers EIO, of which SQLite says that the database is malformed. It is not.
+#[test]
+fn sqlite_that_lost_its_lock_reads_nothing_and_the_database_is_whole() {
+    let cluster = Cluster::three_peers();
+    let source = "gfs01,gfs02,gfs03:/v01";
+    let mount = cluster.mount("client", source, "");
+    let other = cluster.mount("client", source, "");
+    // Made over the other mount, and longer than what is read ahead.
+    let mut made = Sqlite::start(&other.join("db")).unwrap();
+    let rows = made.ask(
+        "CREATE TABLE a(n INTEGER); INSERT INTO a VALUES(1); CREATE TABLE b(bytes BLOB); \
+         WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c LIMIT 1500) \
+         INSERT INTO b SELECT randomblob(3000) FROM c; SELECT count(*) FROM b;",
+    );
+    assert_eq!(rows.as_deref(), Ok("1500"));
+    let mut sqlite = Sqlite::start(&mount.join("db")).unwrap();
+    let one = sqlite.ask("BEGIN IMMEDIATE; UPDATE a SET n = 2; SELECT n FROM a;");
+    assert_eq!(one.as_deref(), Ok("2"));
+
+    let bricks = ["gfs01", "gfs02"].map(|name| cluster.host(name));
+    bricks
+        .iter()
+        .for_each(|host| host.signal_brickd(Signal::KILL));
+    bricks.iter().for_each(|host| host.kill_brickd());
+    bricks.iter().for_each(|host| host.start_brickd());
+    let lost = "locks are lost";
+    wait_until(within(), "the client knows that its lock is lost", || {
+        let logs = cluster.host("client").logs();
+        let mut texts = logs.iter().map(|log| fs::read_to_string(log).unwrap());
+        texts.any(|text| text.contains(lost))
+    });
+    let read = sqlite.ask("SELECT sum(length(bytes)) FROM b;").unwrap_err();
+    assert!(read.contains("os error 5)"), "{read}");
+    drop(sqlite);
+    for mount in [&mount, &other] {
+        let mut sqlite = Sqlite::start(&mount.join("db")).unwrap();
+        let [sound, n, sum] = sqlite
+            .ask_for("PRAGMA integrity_check; SELECT n FROM a; SELECT sum(length(bytes)) FROM b;")
+            .unwrap();
+        assert_eq!([&*sound, &*n, &*sum], ["ok", "1", "4500000"]);
+    }
+    drop(made);
+    cluster.assert_healed_and_equal();
+    mount.unmount();
+    other.unmount();
+    cluster.assert_logs_clean(&[Allowed {
+        text: lost,
+        why: "the transaction had one",
+    }]);
 }

@@ -18,6 +18,9 @@ use crate::heal::{
     Writer, answer,
 };
 
+/// No test needs so many calls of the healer.
+const CALLS_MAX: usize = 1_000_000;
+
 pub const PARTNER: BrickId = BrickId(0xb);
 pub const EPOCH: EpochRef = EpochRef { number: 3, id: 33 };
 
@@ -43,6 +46,10 @@ pub struct Line {
     /// Calls of the healer until the copy is lost.
     pub lost_in: Option<usize>,
     stopped: bool,
+    /// Calls of the healer until this change is made, and the change.
+    pub later: Option<(usize, Step)>,
+    /// Calls of the healer.
+    calls: usize,
     pub sent_bytes: u64,
     pub sent_changes: u64,
     pub refused_live: u64,
@@ -73,6 +80,8 @@ impl Rig {
             live_left: 0,
             lost_in: None,
             stopped: false,
+            later: None,
+            calls: 0,
             sent_bytes: 0,
             sent_changes: 0,
             refused_live: 0,
@@ -134,16 +143,25 @@ impl Rig {
         while line.live_left > 0 && line.random.below(3) > 0 {
             line.live_left -= 1;
             let (step, payload) = random_step(&mut line.random, &self.source.tree.lock().unwrap());
-            let Ok(change) = self.order(line, step, &payload) else {
-                continue;
-            };
-            line.recent.note(&change);
-            if self.marks.judge(&change).unwrap() == Verdict::Send {
-                line.queue.push_back((change, payload));
-            }
+            self.change_live(line, step, payload);
+        }
+        match line.later.take() {
+            Some((0, step)) => self.change_live(line, step, Vec::new()),
+            Some((calls, step)) => line.later = Some((calls - 1, step)),
+            None => {}
         }
         let some = line.random.below(line.queue.len() as u64 + 1);
         self.drain(line, some as usize);
+    }
+
+    fn change_live(&self, line: &mut Line, step: Step, payload: Vec<u8>) {
+        let Ok(change) = self.order(line, step, &payload) else {
+            return;
+        };
+        line.recent.note(&change);
+        if self.marks.judge(&change).unwrap() == Verdict::Send {
+            line.queue.push_back((change, payload));
+        }
     }
 
     /// The copy applies some of what it was sent.
@@ -172,6 +190,8 @@ impl Rig {
             }
             line.lost_in = Some(left - 1);
         }
+        line.calls += 1;
+        assert!(line.calls < CALLS_MAX, "healing does not come to an end");
         self.live(&mut line);
         Ok(line)
     }

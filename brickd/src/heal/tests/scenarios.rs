@@ -6,7 +6,8 @@ use bytes::Bytes;
 use mortar_common::Gfid;
 use mortar_proto::data::change::Step;
 use mortar_proto::data::{
-    CreateStep, LinkStep, RenameMode, RenameStep, RmDirStep, SetAttrStep, UnlinkStep, WriteStep,
+    CreateStep, FreeStep, LinkStep, RenameMode, RenameStep, RmDirStep, SetAttrStep, UnlinkStep,
+    WriteStep,
 };
 
 use super::rig::{Rig, gfid};
@@ -99,6 +100,34 @@ fn heal(rig: &Rig) -> (u64, u64) {
 fn noise(len: usize, seed: u64) -> Vec<u8> {
     let mut random = super::changes::Random(seed);
     (0..len).map(|_| random.next() as u8 | 1).collect()
+}
+
+/// A file without a name is freed when its last user lets go of it: at any moment of its heal.
+#[test]
+fn what_is_freed_in_the_middle_of_its_heal_holds_nothing_up() {
+    let mut calls = 0;
+    loop {
+        let rig = Rig::new(Tree::new(), 1);
+        let file = make(&rig, Gfid::ROOT, "file", 7, FILE);
+        let unlinked = UnlinkStep {
+            parent: Some(Gfid::ROOT),
+            name: Bytes::from_static(b"file"),
+            gfid: Some(file),
+            orphan: true,
+        };
+        rig.change(Step::Unlink(unlinked), b"").unwrap();
+        copy_goes_out(&rig);
+        write(&rig, file, 0, &noise(1 << 20, 3));
+        let free = FreeStep { gfid: Some(file) };
+        rig.line.lock().unwrap().later = Some((calls, Step::Free(free)));
+        rig.heal();
+        if rig.line.lock().unwrap().later.is_some() {
+            break; // The heal was over before.
+        }
+        rig.assert_equal();
+        calls += 1;
+    }
+    assert!(calls > 10, "the heal takes {calls} calls only");
 }
 
 #[test]

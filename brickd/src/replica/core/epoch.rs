@@ -339,7 +339,13 @@ impl Core {
             self.mark_lost(&old, out);
             self.last_beacon_ms = now_ms;
             self.keep_stream_of_primary();
+            let stays = self.role == Role::Backup;
             self.become_role(Role::Backup, out);
+            // The driver must learn of a copy that is back also where the role stays the same.
+            let is_new = |copy: &Copy| !old.in_sync.contains(copy);
+            if stays && self.epoch.in_sync.iter().any(is_new) {
+                out.push(Command::RoleChanged(Role::Backup));
+            }
         } else {
             let healing = self.role == Role::Syncing;
             self.keep_stream_of_primary();

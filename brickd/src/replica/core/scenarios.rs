@@ -224,6 +224,26 @@ fn the_second_backup_waits_for_the_first() {
 }
 
 #[test]
+fn a_backup_is_told_that_another_copy_is_back() {
+    let mut b = Bench::backup(3, Votes::Quorum);
+    let first = b.core.epoch_ref();
+    let without = epoch(2, 2, &[1, 2], 1);
+    let commands = b.learn(&without, &[first]);
+    let is_mark = |command: &Command| matches!(command, Command::Mark { brick: C, .. });
+    assert!(commands.iter().any(is_mark), "{commands:?}");
+    let told = Command::RoleChanged(Role::Backup);
+    assert!(!commands.contains(&told), "{commands:?}");
+    let with = epoch(3, 3, &[1, 2, 3], 1);
+    let commands = b.learn(&with, &[first, named(&without)]);
+    assert!(commands.contains(&told), "{commands:?}");
+    // In another life, in one step.
+    let mut again = epoch(4, 4, &[1, 2, 3], 1);
+    again.in_sync[2].incarnation += 1;
+    let commands = b.learn(&again, &[first, named(&without), named(&with)]);
+    assert!(commands.contains(&told), "{commands:?}");
+}
+
+#[test]
 fn a_new_primary_reads_nothing_before_the_others_have_its_tail() {
     let mut b = Bench::backup(3, Votes::Quorum);
     let first = b.core.epoch_ref();

@@ -177,7 +177,8 @@ pub enum Command {
     /// then on); then call [`super::Core::recovered`]. Comes again when the epoch changes
     /// meanwhile: the newest one's in-sync copies count.
     Recover,
-    /// The role changed: wake whoever waits for it, log it in one line.
+    /// The role changed, or this is a backup in an epoch with a copy that the last one did not list:
+    /// such a copy lacks nothing any more. Wake whoever waits for it, log it in one line.
     RoleChanged(Role),
 }
 

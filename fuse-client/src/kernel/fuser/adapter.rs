@@ -100,7 +100,7 @@ impl Filesystem for Adapter {
         atime: Option<TimeOrNow>,
         mtime: Option<TimeOrNow>,
         _ctime: Option<SystemTime>,
-        _fh: Option<FileHandle>,
+        fh: Option<FileHandle>,
         _crtime: Option<SystemTime>,
         _chgtime: Option<SystemTime>,
         _bkuptime: Option<SystemTime>,
@@ -108,6 +108,7 @@ impl Filesystem for Adapter {
         reply: ReplyAttr,
     ) {
         let change = AttrChange {
+            handle: fh.map(|handle| handle.0),
             mode,
             uid,
             gid,

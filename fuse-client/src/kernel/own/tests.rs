@@ -264,6 +264,18 @@ fn requests_are_what_the_kernel_meant() {
         ..AttrChange::default()
     };
     assert_eq!(change, meant);
+    let through = requests::setattr(2, (1 << 3) | (1 << 6), 0, 0);
+    assert!(matches!(
+        decode::decode(&through.bytes).unwrap().body,
+        Body::Request(Request {
+            op: Operation::SetAttr(AttrChange {
+                handle: Some(1),
+                size: Some(2),
+                ..
+            }),
+            ..
+        })
+    ));
     let kill_of = |valid| {
         let raw = requests::setattr(2, valid, 0, 0);
         match decode::decode(&raw.bytes).unwrap().body {

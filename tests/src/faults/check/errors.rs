@@ -30,11 +30,18 @@ pub(super) fn judge(entries: &[Entry], rules: &Rules) -> Vec<Violation> {
     found
 }
 
-/// Whether this is what a client answers that lost its session. `SQLite` has words of its own.
+/// Whether this is what a client answers that lost its session.
+///
+/// `SQLite` has words of its own. A file it may not open is EIO when its log says so. That the
+/// database is malformed is what it says of a read that answers EIO, too: then, and only then, its
+/// descriptor of the database answers EIO when it is asked afterwards ([`crate::sqlite`] adds that).
+/// The database itself is looked through at the end of each round.
 pub(super) fn is_of_a_lost_session(entry: &Entry) -> bool {
     match &entry.outcome {
         Outcome::Failed(error) if matches!(entry.op, Op::Insert(_)) => {
-            error.contains("disk I/O error") || error.contains("os error 5")
+            ["disk I/O error", "(5) open(", "os error 5)"]
+                .iter()
+                .any(|eio| error.contains(eio))
         }
         Outcome::Failed(error) => error.contains("os error 5)"),
         Outcome::Pending | Outcome::Answered(_) => false,

@@ -448,6 +448,14 @@ fn an_error_without_reason_and_no_answer() {
         "No space left on device (os error 28)",
     );
     other.lies(&lost(1, 5), "saw an error without reason");
+    const MALFORMED: &str = "sqlite3: database disk image is malformed (11)";
+    let mut damaged = Told::default();
+    damaged.failed(0, (5, 6), Op::Insert(Token(1)), MALFORMED);
+    damaged.lies(&lost(1, 5), "saw an error without reason");
+    let mut refused = Told::default();
+    let refusal = format!("{MALFORMED}; its descriptor answers Input/output error (os error 5)");
+    refused.failed(0, (5, 6), Op::Insert(Token(1)), &refusal);
+    refused.holds(&lost(1, 5));
     let mut never = Told::default();
     never.put(0, (5, None), Op::Look(A), Outcome::Pending);
     never.lies(&killed(0), "never answered");

@@ -53,6 +53,11 @@ pub(super) fn make(
             cut(peer(whom), way);
             hosts.push(peer(whom));
         }
+        Fault::Isolate(whom) => {
+            let others = all_peers(cluster).filter(|host| host.name != peer(whom).name);
+            others.for_each(|other| peer(whom).drop_between(other));
+            hosts.push(peer(whom));
+        }
         Fault::CutPair(one, other, way) => {
             let one = peer(one);
             let other = some_other(cluster, one, peer(other));
@@ -127,6 +132,7 @@ pub(super) fn let_go(
                 .for_each(Host::thaw_brickd);
         }
         Fault::Cut(..)
+        | Fault::Isolate(_)
         | Fault::CutPair(..)
         | Fault::CutClient(..)
         | Fault::CutClientFromPrimary(_) => hosts().for_each(|host| {

@@ -58,15 +58,12 @@ impl Rows {
                 sqlite
             }
         };
-        let number = sqlite.ask(&format!(
+        // The last line is printed when the commit was done.
+        let [number, _done] = sqlite.ask_for(&format!(
             "BEGIN IMMEDIATE; INSERT INTO t VALUES({}); UPDATE c SET n = n + 1; SELECT n FROM c; \
-             COMMIT; ",
+             COMMIT; SELECT 'done';",
             row.0
         ))?;
-        let done = sqlite.ask("SELECT 'done';")?;
-        if done != "done" {
-            return Err(format!("sqlite3 said {done}"));
-        }
         self.program = Some((root.generation, sqlite));
         number
             .parse()

@@ -122,12 +122,13 @@ fn attr_change(fields: &mut Fields<'_>) -> Result<AttrChange, DecodeError> {
     const SIZE: u32 = 1 << 3;
     const ATIME: u32 = 1 << 4;
     const MTIME: u32 = 1 << 5;
+    const HANDLE: u32 = 1 << 6;
     const ATIME_NOW: u32 = 1 << 7;
     const MTIME_NOW: u32 = 1 << 8;
     const KILL_SUIDGID: u32 = 1 << 11;
     let valid = fields.u32()?;
     fields.u32()?;
-    let (_handle, size, _lock_owner) = (fields.u64()?, fields.u64()?, fields.u64()?);
+    let (handle, size, _lock_owner) = (fields.u64()?, fields.u64()?, fields.u64()?);
     let (atime, mtime, _ctime) = (fields.u64()?, fields.u64()?, fields.u64()?);
     let (atime_nanos, mtime_nanos, _ctime_nanos) = (fields.u32()?, fields.u32()?, fields.u32()?);
     let mode = fields.u32()?;
@@ -154,6 +155,7 @@ fn attr_change(fields: &mut Fields<'_>) -> Result<AttrChange, DecodeError> {
         _ => KillSetId::NotTold,
     };
     Ok(AttrChange {
+        handle: (valid & HANDLE != 0).then_some(handle),
         mode: (valid & MODE != 0).then_some(mode),
         uid: (valid & UID != 0).then_some(uid),
         gid: (valid & GID != 0).then_some(gid),

@@ -4,6 +4,7 @@
 pub mod cluster;
 pub mod faults;
 pub mod frames;
+pub mod locks;
 pub mod mapping;
 pub mod model;
 pub mod outage;

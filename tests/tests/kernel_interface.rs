@@ -2,8 +2,6 @@
 //! not meet, waiters that end when they are told to, times of any value.
 
 use std::fs::{self, File};
-use std::io::Error;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -12,23 +10,16 @@ use std::time::{Duration, Instant};
 use rustix::fs::{AtFlags, CWD, FlockOperation, Timespec, Timestamps, flock, utimensat};
 use rustix::io::Errno;
 use tests::cluster::{Cluster, wait_until};
+use tests::locks;
 use tests::users::User;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A waiter that is told to end does so within 0.1 s, and on a loaded machine within this.
 const AT_ONCE: Duration = Duration::from_secs(5);
 
-/// fcntl(2) with `command` on `len` bytes from the first.
+/// A lock on `len` bytes from the first.
 fn lock(file: &File, command: i32, kind: i32, len: i64) -> Result<libc::flock, Errno> {
-    // SAFETY: flock is plain data, for which zero is a value.
-    let mut lock: libc::flock = unsafe { std::mem::zeroed() };
-    lock.l_type = kind as i16;
-    lock.l_len = len;
-    // SAFETY: the descriptor is open and `lock` lives through the call.
-    match unsafe { libc::fcntl(file.as_raw_fd(), command, &raw mut lock) } {
-        -1 => Err(Errno::from_io_error(&Error::last_os_error()).unwrap()),
-        _ => Ok(lock),
-    }
+    locks::range(file, command, kind, 0, len)
 }
 
 fn open(path: impl AsRef<Path>) -> File {

@@ -5,7 +5,7 @@ use mortar_common::{FsError, Gfid};
 use mortar_proto::data::op::Op as Ask;
 use mortar_proto::data::result::Ok as Answer;
 use mortar_proto::data::{
-    self, HealObjectStep, HealStat, Object, Op, Orphans, ReadDir, SumRange, TouchedOp,
+    self, HealObjectStep, HealStat, Object, Op, Orphans, ReadDir, Seek, SumRange, TouchedOp, Whence,
 };
 use prost::Message;
 use xxhash_rust::xxh3::xxh3_64;
@@ -16,6 +16,9 @@ use crate::brick::{BrickError, HealSource};
 /// Gfids in one answer to [`Orphans`].
 const ORPHANS_PER_ANSWER: usize = 4_096;
 
+/// Stands for the place of data that there is none of.
+pub const NO_DATA: u64 = u64::MAX;
+
 /// The answer of a copy to one operation of a healer; `None` when the operation is not a healer's.
 ///
 /// An object that the copy does not have is an answer, not an error. Blocks.
@@ -23,6 +26,7 @@ pub fn answer(brick: &dyn HealSource, op: &Op) -> Option<data::Result> {
     let answered = match op.op.as_ref()? {
         Ask::HealStat(ask) => stat(brick, ask),
         Ask::SumRange(ask) => sum_range(brick, ask),
+        Ask::Seek(ask) => seek_data(brick, ask),
         Ask::Readdir(ask) => brick.read_dir(ask).map(|page| data::Result {
             ok: Some(Answer::Readdir(page)),
             ..Default::default()
@@ -129,6 +133,40 @@ pub(super) fn ask_sum(gfid: Gfid, offset: u64, len: u64) -> Op {
     }
 }
 
+/// Asks where the first data at or behind an offset is.
+pub fn ask_data_from(gfid: Gfid, offset: u64) -> Op {
+    Op {
+        op: Some(Ask::Seek(Seek {
+            gfid: Some(gfid),
+            offset,
+            whence: Whence::Data.into(),
+        })),
+    }
+}
+
+/// The answer to [`ask_data_from`], as [`data_from`] has it.
+pub fn told_data_from(answer: &data::Result) -> Option<u64> {
+    match answer.ok {
+        Some(Answer::Offset(at)) => Some(at),
+        _ => None,
+    }
+}
+
+/// Where a file's first data at or behind `offset` is; [`NO_DATA`] when all that follows are holes.
+///
+/// # Errors
+/// Those of the disk; also when there is no such file.
+pub fn data_from(brick: &dyn HealSource, gfid: Gfid, offset: u64) -> Result<u64, BrickError> {
+    let mut at = offset;
+    loop {
+        match brick.next_extent(gfid, at)? {
+            None => return Ok(NO_DATA),
+            Some((_, _, false)) => return Ok(at),
+            Some((start, len, true)) => at = start.saturating_add(len),
+        }
+    }
+}
+
 /// Asks for a page of a directory.
 pub fn ask_read_dir(page: &ReadDir) -> Op {
     Op {
@@ -196,6 +234,14 @@ fn sum_range(brick: &dyn HealSource, ask: &SumRange) -> Result<data::Result, Bri
     let sum = brick.sum(ask.gfid.unwrap_or_default(), ask.offset, ask.len)?;
     Ok(data::Result {
         ok: Some(Answer::Sum(sum)),
+        ..Default::default()
+    })
+}
+
+fn seek_data(brick: &dyn HealSource, ask: &Seek) -> Result<data::Result, BrickError> {
+    let at = data_from(brick, ask.gfid.unwrap_or_default(), ask.offset)?;
+    Ok(data::Result {
+        ok: Some(Answer::Offset(at)),
         ..Default::default()
     })
 }

@@ -27,7 +27,8 @@ use super::{Replica, now_ms};
 use crate::brick::BrickError;
 use crate::heal::Gone;
 use crate::heal::query::{
-    ask_plain_stat, ask_read_dir, ask_sum_on_disk, file_type, found, plain_sum,
+    NO_DATA, ask_data_from, ask_plain_stat, ask_read_dir, ask_sum_on_disk, data_from, file_type,
+    found, plain_sum, told_data_from,
 };
 use crate::heal::scrub::{Finding, Judgement, Scrub, What, judge};
 use crate::split::merge::MergeError;
@@ -211,8 +212,11 @@ impl Scrubber<'_> {
         }
         match file_type(&object) {
             libc::S_IFREG => {
-                for range in pieces(0..object.size, SUM_BYTES) {
+                let mut at = 0;
+                while let Some(start) = self.data_of_any(gfid, at..object.size)? {
                     self.check()?;
+                    let range = start..(start + SUM_BYTES).min(object.size);
+                    at = range.end;
                     if judge(&self.sums(gfid, &range)?) != Judgement::Equal {
                         suspected.extend(pieces(range, FINE_SUM_BYTES).map(What::Bytes));
                     }
@@ -344,6 +348,26 @@ impl Scrubber<'_> {
         store.forget_cached(gfid, range.start, len);
         let mine = found(store.sum(gfid, range.start, len))?;
         self.with_others(mine, ask_sum_on_disk(gfid, range.start, len), sum_of)
+    }
+
+    /// Where in the range the first sum begins in which any copy has data: what is a hole on all of
+    /// them is not read.
+    fn data_of_any(&self, gfid: Gfid, range: Range<u64>) -> Result<Option<u64>, ScrubError> {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let mine = found(data_from(&**self.replica.store(), gfid, range.start))?;
+        let mine = mine.unwrap_or(NO_DATA);
+        if mine <= range.start {
+            return Ok(Some(range.start));
+        }
+        let ask = ask_data_from(gfid, range.start);
+        let told = self.with_others(Some(mine), ask, told_data_from)?;
+        // What is not told may be anywhere.
+        let first = told.into_iter().map(|at| at.unwrap_or(range.start)).min();
+        let first = first.unwrap_or(range.start);
+        let start = (first / SUM_BYTES * SUM_BYTES).max(range.start);
+        Ok((start < range.end).then_some(start))
     }
 
     /// What a name holds.

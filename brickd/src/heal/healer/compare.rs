@@ -18,7 +18,8 @@ use mortar_proto::data::{DirEntry, HealObjectStep, Object, ReadDir};
 use super::super::marks::Scope;
 use super::super::port::HealError;
 use super::super::query::{
-    ask_orphans, ask_sum, ask_touched, file_type, found, object_sum, touched_of,
+    NO_DATA, ask_data_from, ask_orphans, ask_sum, ask_touched, data_from, file_type, found,
+    object_sum, told_data_from, touched_of,
 };
 use super::super::touch::{Lacks, TO_THE_END, Touch};
 use super::super::touched::{Span, spans_of};
@@ -232,15 +233,38 @@ impl Healer<'_> {
 
     fn compare_bytes(&self, gfid: Gfid, source: &Object, copy: &Object) -> Result<(), HealError> {
         let shared = source.size.min(copy.size);
-        for range in self.differing(gfid, 0..shared, SUM_BYTES)? {
-            for fine in self.differing(gfid, range, FINE_SUM_BYTES)? {
-                self.mark_bytes(gfid, fine)?;
+        let mut at = 0;
+        while let Some(start) = self.data_of_either(gfid, at..shared)? {
+            at = (start + SUMS_PER_ASK as u64 * SUM_BYTES).min(shared);
+            for range in self.differing(gfid, start..at, SUM_BYTES)? {
+                for fine in self.differing(gfid, range, FINE_SUM_BYTES)? {
+                    self.mark_bytes(gfid, fine)?;
+                }
             }
         }
         if source.size != copy.size {
             self.mark_bytes(gfid, shared..TO_THE_END)?;
         }
         Ok(())
+    }
+
+    /// Where in the range the first sum begins in which one of the two has data: what is a hole in
+    /// both is equal and is not read, however large it is.
+    fn data_of_either(&self, gfid: Gfid, range: Range<u64>) -> Result<Option<u64>, HealError> {
+        if range.is_empty() {
+            return Ok(None);
+        }
+        let mine = found(data_from(self.port.source(), gfid, range.start))?.unwrap_or(NO_DATA);
+        if mine <= range.start {
+            return Ok(Some(range.start));
+        }
+        self.check_stopped()?;
+        let answers = self.port.ask(vec![ask_data_from(gfid, range.start)])?;
+        // What is not told may be anywhere.
+        let told = answers.first().and_then(told_data_from);
+        let first = mine.min(told.unwrap_or(range.start));
+        let start = (first / SUM_BYTES * SUM_BYTES).max(range.start);
+        Ok((start < range.end).then_some(start))
     }
 
     fn mark_bytes(&self, gfid: Gfid, range: Range<u64>) -> Result<(), HealError> {

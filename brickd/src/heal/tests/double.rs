@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use mortar_common::placement::name_hash;
@@ -25,6 +26,7 @@ pub struct Double {
     durable: Mutex<BTreeMap<String, Vec<Vec<u8>>>>,
     /// `.mortar/touched`, and how often it was made durable.
     touched: Mutex<(Option<BTreeMap<u32, u32>>, usize)>,
+    summed: AtomicU64,
 }
 
 impl Double {
@@ -34,6 +36,7 @@ impl Double {
             records: Mutex::default(),
             durable: Mutex::default(),
             touched: Mutex::new((Some(BTreeMap::new()), 0)),
+            summed: AtomicU64::new(0),
         }
     }
 
@@ -52,6 +55,11 @@ impl Double {
     /// As on a brick of before there was one.
     pub fn lose_touched(&self) {
         self.touched.lock().unwrap().0 = None;
+    }
+
+    /// Bytes that were summed.
+    pub fn summed(&self) -> u64 {
+        self.summed.load(Ordering::Relaxed)
     }
 
     fn with<T>(
@@ -274,6 +282,7 @@ impl HealSource for Double {
     fn sum(&self, gfid: Gfid, offset: u64, len: u64) -> Result<u64, BrickError> {
         let mut bytes = Vec::new();
         self.read(gfid, offset, len as u32, &mut bytes)?;
+        self.summed.fetch_add(len, Ordering::Relaxed);
         Ok(xxh3_64(&bytes))
     }
     fn path_of(&self, gfid: Gfid) -> Option<String> {

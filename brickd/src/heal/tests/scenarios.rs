@@ -310,6 +310,34 @@ fn holes_are_healed_as_holes() {
     assert!(changes < 10, "{changes} heal changes");
 }
 
+/// A disk image of some TiB has a few GiB of data: the rest is compared without being read.
+#[test]
+fn holes_of_both_copies_are_not_read_to_be_compared() {
+    const MIB: usize = 1 << 20;
+    let rig = Rig::new(Tree::new(), 14);
+    let file = make(&rig, Gfid::ROOT, "image", 1, FILE);
+    write(&rig, file, 0, &noise(4096, 1));
+    write(&rig, file, 63 * MIB as u64, &noise(4096, 2));
+    copy_goes_out(&rig);
+    {
+        // Behind everybody's back: data on one side alone, either one.
+        let mut tree = rig.copy.tree.lock().unwrap();
+        tree.nodes.get_mut(&file).unwrap().data[30 * MIB] = 7;
+        let mut tree = rig.source.tree.lock().unwrap();
+        tree.nodes.get_mut(&file).unwrap().data[40 * MIB] = 7;
+    }
+    let theirs = rig.copy.tree.lock().unwrap().clone();
+    rig.copy_holds(theirs);
+    rig.marks.mark_everything(Scope::All).unwrap();
+    let (_, bytes) = heal(&rig);
+    assert!(bytes <= 64 << 10, "{bytes} bytes were carried");
+    // 16 sums from each place where one has data, and the fine ones.
+    for side in [&*rig.source, &rig.copy] {
+        let summed = side.summed();
+        assert!(summed <= 36 * MIB as u64, "{summed} bytes were read");
+    }
+}
+
 #[test]
 fn a_copy_that_was_rolled_back_is_compared_and_gets_what_differs() {
     let rig = Rig::new(Tree::new(), 10);

@@ -168,7 +168,7 @@ impl Fs {
         detail: Detail,
         sink: &mut dyn DirSink,
     ) -> FsResult<Room> {
-        let (attrs, _) = self.getattr(caller, dir.node)?;
+        let (attrs, _) = self.getattr(caller, dir.node).map_err(removed)?;
         // The kernel makes no inode of these two, whatever the answer says of them.
         for (name, cookie) in [(&b"."[..], DOT), (b"..", DOT_DOT)] {
             let entry = Listed {
@@ -335,9 +335,19 @@ impl Fs {
         page: ReadDir,
         detail: Detail,
     ) -> FsResult<()> {
-        let (result, _, sent_at) = self.read_op(caller, op::Op::Readdir(page))?;
+        let answer = self.read_op(caller, op::Op::Readdir(page));
+        let (result, _, sent_at) = answer.map_err(removed)?;
         listing.begin(after, page_of(result)?, detail, sent_at);
         Ok(())
+    }
+}
+
+/// What a disk says of an open directory that was removed, whoever did it: readdir(3) takes it for
+/// the end of the listing.
+fn removed(error: FsError) -> FsError {
+    match error {
+        FsError::Stale => FsError::NotFound,
+        error => error,
     }
 }
 

@@ -2,6 +2,7 @@
 //! tests of one subject share, and the simulator of the replication logic.
 
 pub mod cluster;
+pub mod compare;
 pub mod faults;
 pub mod frames;
 pub mod locks;

@@ -9,11 +9,10 @@ mod special_files;
 mod xattrs;
 
 use std::ffi::OsStr;
-use std::fmt::Debug;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, FileTypeExt, MetadataExt, PermissionsExt, chown, symlink};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use rustix::fs::{
     AtFlags, CWD, FallocateFlags, FileType, Gid, Mode, OFlags, RenameFlags, SeekFrom, Uid,
@@ -21,7 +20,8 @@ use rustix::fs::{
     lsetxattr, makedev, mkdirat, mknodat, open, removexattr, renameat_with, seek, setxattr,
 };
 use rustix::io::{Errno, Result};
-use tests::cluster::{Cluster, Mount, VOLUME};
+use tests::cluster::VOLUME;
+use tests::compare::Both;
 use tests::users::User;
 
 const CAPABILITY: &str = "security.capability";
@@ -30,69 +30,6 @@ const CAPABILITY_VALUE: [u8; 20] = [1, 0, 0, 2, 0, 32, 0, 0, 0, 0, 0, 0, 0, 0, 0
 const ACL: &str = "system.posix_acl_access";
 const DEFAULT_ACL: &str = "system.posix_acl_default";
 const XATTR_BYTES_MAX: usize = 64 << 10;
-
-/// A volume's mount and a folder of the disk below it.
-struct Both {
-    cluster: Cluster,
-    mount: Mount,
-    disk: PathBuf,
-    cases: u32,
-    differences: Vec<String>,
-}
-
-impl Both {
-    fn new() -> Self {
-        let cluster = Cluster::two_hosts();
-        let mount = cluster.mount("client", "gfs01:/v01", "");
-        let disk = cluster.folder("disk");
-        Both {
-            cluster,
-            mount,
-            disk,
-            cases: 0,
-            differences: Vec::new(),
-        }
-    }
-
-    /// Does one case in a folder of its own that everybody may write to, on the disk and in the
-    /// mount, and notes where the outcomes differ.
-    fn case<T: PartialEq + Debug>(&mut self, what: &str, act: impl Fn(&Path) -> T) {
-        self.case_seen(what, act);
-    }
-
-    /// [`Both::case`], with what came out in the mount.
-    fn case_seen<T: PartialEq + Debug>(&mut self, what: &str, act: impl Fn(&Path) -> T) -> T {
-        self.cases += 1;
-        let name = format!("case-{:04}", self.cases);
-        let [on_disk, on_mount] = [&self.disk, self.mount.path()].map(|place| {
-            let folder = place.join(&name);
-            fs::create_dir(&folder).unwrap();
-            fs::set_permissions(&folder, Permissions::from_mode(0o777)).unwrap();
-            act(&folder)
-        });
-        if on_disk != on_mount {
-            self.differences.push(format!(
-                "{what}:\n   disk  {on_disk:?}\n   mount {on_mount:?}"
-            ));
-        }
-        on_mount
-    }
-
-    /// Asserts that nothing differed, and that both bricks hold the same.
-    #[track_caller]
-    fn end(self) {
-        let count = self.differences.len();
-        assert!(
-            count == 0,
-            "{count} of {} cases are not as on the disk:\n{}",
-            self.cases,
-            self.differences.join("\n")
-        );
-        self.cluster.assert_healed_and_equal();
-        self.mount.unmount();
-        self.cluster.assert_logs_clean(&[]);
-    }
-}
 
 /// An extended attribute, or why there is none.
 fn xattr(path: &Path, name: &str) -> Result<Vec<u8>> {

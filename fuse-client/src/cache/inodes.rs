@@ -256,6 +256,13 @@ impl Inodes {
         shard.get(&node).is_some_and(|inode| inode.unnamed_here)
     }
 
+    /// A directory that this mount removed, for whoever has it open or works in it: as it was, without
+    /// a link.
+    pub fn removed_dir(&self, node: NodeId) -> Option<Attrs> {
+        let attrs = self.last(node).filter(|_| self.is_unnamed_here(node))?;
+        (attrs.kind() == libc::S_IFDIR).then_some(Attrs { nlink: 0, ..attrs })
+    }
+
     /// The data counter of what the kernel has cached; 0 = nothing is known.
     pub fn pages(&self, node: NodeId) -> u64 {
         self.shard(node).get(&node).map_or(0, |inode| inode.pages)

@@ -40,13 +40,15 @@ impl Fs {
             self.inodes.tell(node);
             return Ok(fresh);
         }
-        let (result, _, sent_at) = self.read_op(
-            caller,
-            op::Op::Getattr(GetAttr {
-                gfid: Some(gfid),
-                ..Default::default()
-            }),
-        )?;
+        let get = GetAttr {
+            gfid: Some(gfid),
+            ..Default::default()
+        };
+        let answer = self.read_op(caller, op::Op::Getattr(get));
+        if let (Err(FsError::Stale), Some(removed)) = (&answer, self.inodes.removed_dir(node)) {
+            return Ok((removed, Duration::ZERO));
+        }
+        let (result, _, sent_at) = answer?;
         let attrs = self
             .inodes
             .learn(own_object(&result)?, sent_at)

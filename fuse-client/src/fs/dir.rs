@@ -109,8 +109,19 @@ impl Fs {
         if self.inodes.pages(node) == 0 {
             ops.push(op::Op::Readdir(page_after(gfid, 0, Bytes::new(), detail)));
         }
-        let mut answer = self.ask(caller, ops, &[], Effect::Read)?;
-        let result = answer.take(0)?;
+        let answer = self.ask(caller, ops, &[], Effect::Read);
+        let answer = answer.and_then(|mut answer| Ok((answer.take(0)?, answer)));
+        if let (Err(FsError::Stale), Some(_)) = (&answer, self.inodes.removed_dir(node)) {
+            // The kernel lists nothing of it.
+            let listing = Listing::default().into();
+            let dir = Dir {
+                gfid,
+                node,
+                listing,
+            };
+            return Ok((self.handles.add_dir(dir), Pages::Stale));
+        }
+        let (result, mut answer) = answer?;
         let attrs = self
             .inodes
             .learn(own_object(&result)?, answer.sent_at)

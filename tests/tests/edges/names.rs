@@ -9,6 +9,14 @@ fn names_in(folder: impl std::os::fd::AsFd) -> Vec<Vec<u8>> {
     names
 }
 
+/// How many entries a directory that is gone has, or why nobody can tell.
+fn names_in_removed(folder: &OwnedFd) -> Result<usize> {
+    let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
+    let mut listing = RawDir::new(folder, &mut buffer);
+    let first = listing.next();
+    first.map_or(Ok(0), |entry| entry.map(|_| 1))
+}
+
 fn dir(path: &Path) -> OwnedFd {
     File::open(path).unwrap().into()
 }
@@ -75,15 +83,22 @@ fn names_of_all_bytes_and_lengths() {
         let open = dir(&at);
         let before = fstat(&open).unwrap().st_nlink;
         fs::remove_dir(&at).unwrap();
-        let mut buffer = [std::mem::MaybeUninit::uninit(); 1024];
-        let listed = RawDir::new(&open, &mut buffer)
-            .next()
-            .map(|entry| entry.map(drop));
+        let listed = names_in_removed(&open);
         let flags = OFlags::CREATE | OFlags::WRONLY;
         let made = openat(&open, "file", flags, 0o644.into()).map(drop);
         let inner = mkdirat(&open, "inner", 0o755.into());
         let found = statat(&open, "file", AtFlags::empty()).map(|stat| stat.st_size);
-        (before, listed, made, inner, found)
+        // Longer than the kernel believes what it knows.
+        std::thread::sleep(Duration::from_millis(1_200));
+        let again = openat(
+            &open,
+            ".",
+            OFlags::RDONLY | OFlags::DIRECTORY,
+            Mode::empty(),
+        );
+        let entries = again.map(|again| names_in_removed(&again));
+        let links = fstat(&open).map(|stat| stat.st_nlink);
+        (before, listed, made, inner, found, links, entries)
     });
     both.case("names that are taken elsewhere", |folder| {
         let made = [".mortar", ".split-brain", "lost+found", "...", "~", "a\nb"]

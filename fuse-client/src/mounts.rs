@@ -61,9 +61,11 @@ pub fn clear_dead(point: &Path) -> Result<(), String> {
     Ok(())
 }
 
-/// "Transport endpoint is not connected": nobody serves the mount any more.
+/// "Transport endpoint is not connected": nobody serves the mount any more. Who was asking while it
+/// ended hears "connection aborted".
 fn is_dead(point: &Path) -> bool {
-    std::fs::metadata(point).is_err_and(|error| error.raw_os_error() == Some(libc::ENOTCONN))
+    let dead = [libc::ENOTCONN, libc::ECONNABORTED].map(Some);
+    std::fs::metadata(point).is_err_and(|error| dead.contains(&error.raw_os_error()))
 }
 
 /// The real path of a mount point that does not answer itself.

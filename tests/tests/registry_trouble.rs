@@ -106,6 +106,10 @@ fn bricks_serve_while_the_registrys_leader_is_cut_off() {
         let leader = cluster.leader();
         if leader.name != witness.name {
             leader.stop_brickd();
+            // Started at once it would lead again.
+            wait_until(WITHIN, "another leads", || {
+                cluster.leader().name != leader.name
+            });
             leader.start_brickd();
             cluster.wait_in_sync(VOLUME);
         }

@@ -15,7 +15,7 @@ use super::absent::is_heal;
 use super::answers::{Answers, Reader, Turn, has_come};
 use super::core::{Answer, Role, Votes};
 use super::pending::{Stage, Wait, Waiter};
-use super::streams::{Numbered, Unanswered, lock_unanswered};
+use super::streams::{Numbered, StreamSerial, Unanswered, lock_unanswered};
 use super::{Replica, now_ms};
 
 /// A stream that could not be opened is tried again after this.
@@ -30,11 +30,9 @@ impl Replica {
         incarnation: Incarnation,
         joined: bool,
     ) {
-        let running = self.streams.wants(to, incarnation);
-        self.streams.begin(to, incarnation, joined);
-        if !running {
+        if let Some(serial) = self.streams.begin(to, incarnation, joined) {
             self.in_background(&format!("stream-{to}"), move |replica| {
-                replica.keep_stream(to, incarnation);
+                replica.keep_stream(to, incarnation, serial);
             });
         }
     }
@@ -45,10 +43,10 @@ impl Replica {
     }
 
     /// Connects, reads answers, connects again, for as long as the stream is wanted.
-    fn keep_stream(self: &Arc<Self>, to: BrickId, incarnation: Incarnation) {
+    fn keep_stream(self: &Arc<Self>, to: BrickId, incarnation: Incarnation, serial: StreamSerial) {
         let mut said = false;
-        while !self.is_stopped() && self.streams.wants(to, incarnation) {
-            match self.run_stream(to, incarnation) {
+        while !self.is_stopped() && self.streams.wants(to, serial) {
+            match self.run_stream(to, incarnation, serial) {
                 Ok(()) | Err(FrameError::Closed) => said = false,
                 Err(error) if !said => {
                     said = true;
@@ -66,6 +64,7 @@ impl Replica {
         self: &Arc<Self>,
         to: BrickId,
         incarnation: Incarnation,
+        serial: StreamSerial,
     ) -> Result<(), FrameError> {
         let joined = self
             .streams
@@ -114,19 +113,19 @@ impl Replica {
                 Some(incarnation),
                 super::core::Gone::Goodbye { process: false },
             );
-            self.streams.close(to);
+            self.streams.close_one(to, serial);
             return Ok(());
         }
         connection.set_write_timeout(Some(WRITE_TIMEOUT))?;
         let reading_end = connection.try_clone()?;
         let ends = (connection, reading_end);
-        let Some((answers, commands)) = self.attach(to, incarnation, ends, &answer) else {
+        let Some((answers, commands)) = self.attach(to, serial, ends, &answer) else {
             return Ok(());
         };
         self.run(commands);
         let ended = self.read_answers(&answers);
-        self.streams.detach(to, incarnation);
-        if self.streams.wants(to, incarnation) {
+        self.streams.detach(to, serial);
+        if self.streams.wants(to, serial) {
             self.mark_unanswered_of_syncing(to);
             self.event(|core, now| core.stream_down(to, now));
         }
@@ -136,14 +135,15 @@ impl Replica {
     fn attach(
         &self,
         to: BrickId,
-        incarnation: Incarnation,
+        serial: StreamSerial,
         (connection, reading_end): (TcpStream, TcpStream),
         answer: &Hello,
     ) -> Option<(Arc<Answers>, Vec<super::core::Command>)> {
         let mut streams = self.streams.lock();
         let stream = streams
             .get_mut(&to)
-            .filter(|stream| stream.incarnation == incarnation)?;
+            .filter(|stream| stream.serial == serial)?;
+        let incarnation = stream.incarnation;
         let tail = if stream.joined {
             self.tail.above(answer.last_number)
         } else {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::io::{BufWriter, Write};
 use std::net::{Shutdown, TcpStream};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
@@ -33,12 +33,18 @@ pub struct Numbered {
 /// Changes sent to one copy that it has not answered as applied.
 pub type Unanswered = Arc<Mutex<BTreeMap<u64, Arc<Numbered>>>>;
 
+/// Tells a stream from an earlier one to the same life of the same copy. The thread that keeps the
+/// connection goes by it: two of one stream would break each other's connections without end.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct StreamSerial(u64);
+
 /// All streams of one primary.
 #[derive(Default)]
 pub struct Streams {
     table: Mutex<HashMap<BrickId, Outgoing>>,
+    serials: AtomicU64,
     /// The same sockets again, so that a stream whose writer hangs can be shut without its lock.
-    shutters: Mutex<HashMap<BrickId, TcpStream>>,
+    shutters: Mutex<HashMap<BrickId, (StreamSerial, TcpStream)>>,
     /// Some stream has bytes that were not handed to the kernel yet.
     unflushed: AtomicBool,
 }
@@ -56,6 +62,8 @@ pub enum Leaves {
 pub struct Outgoing {
     /// The life of the copy at the other end.
     pub incarnation: Incarnation,
+    /// Which stream to it this is.
+    pub serial: StreamSerial,
     /// Its answers are required.
     pub joined: bool,
     /// It has sessions, locks and results, so memory-only changes go to it too.
@@ -74,38 +82,60 @@ impl Streams {
     }
 
     /// Begins a stream to a copy: changes for it are kept until it is connected. An older stream
-    /// to another life of it is closed.
-    pub fn begin(&self, to: BrickId, incarnation: Incarnation, joined: bool) {
+    /// to another life of it is closed. `None`: it has begun before; otherwise the caller starts
+    /// the thread that keeps its connection.
+    pub fn begin(
+        &self,
+        to: BrickId,
+        incarnation: Incarnation,
+        joined: bool,
+    ) -> Option<StreamSerial> {
         let mut table = self.lock();
-        match table.get_mut(&to) {
-            Some(stream) if stream.incarnation == incarnation => stream.joined |= joined,
-            _ => {
-                let outgoing = Outgoing {
-                    incarnation,
-                    joined,
-                    has_table: joined,
-                    writer: None,
-                    unanswered: Unanswered::default(),
-                    answers: None,
-                };
-                table.insert(to, outgoing);
-                drop(table);
-                self.shut(to);
-            }
+        if let Some(stream) = table.get_mut(&to)
+            && stream.incarnation == incarnation
+        {
+            stream.joined |= joined;
+            return None;
         }
+        let serial = StreamSerial(self.serials.fetch_add(1, Ordering::Relaxed));
+        let outgoing = Outgoing {
+            incarnation,
+            serial,
+            joined,
+            has_table: joined,
+            writer: None,
+            unanswered: Unanswered::default(),
+            answers: None,
+        };
+        table.insert(to, outgoing);
+        drop(table);
+        self.shut(to);
+        Some(serial)
     }
 
-    /// Whether this stream is still wanted.
-    pub fn wants(&self, to: BrickId, incarnation: Incarnation) -> bool {
+    /// Whether this very stream is still wanted.
+    pub fn wants(&self, to: BrickId, serial: StreamSerial) -> bool {
         self.lock()
             .get(&to)
-            .is_some_and(|stream| stream.incarnation == incarnation)
+            .is_some_and(|stream| stream.serial == serial)
     }
 
     /// Closes a stream and forgets it.
     pub fn close(&self, to: BrickId) {
         self.shut(to); // First: whoever holds the order lock may hang in a write to it.
         self.lock().remove(&to);
+        self.shut(to); // One that was attached meanwhile.
+    }
+
+    /// Closes this very stream, unless another is in its place by now.
+    pub fn close_one(&self, to: BrickId, serial: StreamSerial) {
+        self.shut_one(to, serial);
+        let mut table = self.lock();
+        if table.get(&to).is_some_and(|it| it.serial == serial) {
+            table.remove(&to);
+        }
+        drop(table);
+        self.shut_one(to, serial);
     }
 
     /// Closes all streams.
@@ -119,12 +149,21 @@ impl Streams {
 
     /// Breaks the connection; its threads end by themselves.
     pub fn shut(&self, to: BrickId) {
-        if let Some(socket) = self.shutters().remove(&to) {
+        if let Some((_, socket)) = self.shutters().remove(&to) {
             let _ = socket.shutdown(Shutdown::Both);
         }
     }
 
-    fn shutters(&self) -> MutexGuard<'_, HashMap<BrickId, TcpStream>> {
+    fn shut_one(&self, to: BrickId, serial: StreamSerial) {
+        let mut shutters = self.shutters();
+        if shutters.get(&to).is_some_and(|(of, _)| *of == serial)
+            && let Some((_, socket)) = shutters.remove(&to)
+        {
+            let _ = socket.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn shutters(&self) -> MutexGuard<'_, HashMap<BrickId, (StreamSerial, TcpStream)>> {
         self.shutters.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -155,7 +194,7 @@ impl Streams {
         tail: Vec<Arc<Numbered>>,
     ) {
         if let Ok(shutter) = connection.try_clone() {
-            self.shutters().insert(to, shutter);
+            self.shutters().insert(to, (stream.serial, shutter));
         }
         stream.writer = Some(BufWriter::with_capacity(WRITE_BUFFER_BYTES, connection));
         for numbered in tail {
@@ -178,11 +217,11 @@ impl Streams {
         stream.flush(to);
     }
 
-    /// Forgets a connection that broke.
-    pub fn detach(&self, to: BrickId, incarnation: Incarnation) {
-        self.shut(to);
+    /// Forgets a connection of this very stream that broke.
+    pub fn detach(&self, to: BrickId, serial: StreamSerial) {
+        self.shut_one(to, serial);
         if let Some(stream) = self.lock().get_mut(&to)
-            && stream.incarnation == incarnation
+            && stream.serial == serial
         {
             stream.writer = None;
             stream.answers = None;
@@ -257,4 +296,46 @@ impl Outgoing {
 /// Locks a list of unanswered changes.
 pub fn lock_unanswered(unanswered: &Unanswered) -> MutexGuard<'_, BTreeMap<u64, Arc<Numbered>>> {
     unanswered.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COPY: BrickId = BrickId(2);
+    const LIFE: Incarnation = Incarnation(7);
+
+    fn connection() -> (TcpStream, TcpStream) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let near = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        (near, listener.accept().unwrap().0)
+    }
+
+    /// A copy was out of sync for ever: its stream was closed and begun again while its thread
+    /// slept, so that two threads kept it, or none.
+    #[test]
+    fn a_stream_that_is_closed_and_begun_again_has_one_thread_of_its_own() {
+        let streams = Streams::default();
+        let first = streams.begin(COPY, LIFE, true).expect("a new stream");
+        assert_eq!(streams.begin(COPY, LIFE, true), None);
+        streams.close(COPY);
+        let second = streams.begin(COPY, LIFE, false).expect("it needs a thread");
+        assert!(!streams.wants(COPY, first), "the first thread ends");
+        assert!(streams.wants(COPY, second));
+        let (near, far) = connection();
+        let mut table = streams.lock();
+        let stream = table.get_mut(&COPY).unwrap();
+        assert!(!stream.joined, "nothing is left of the first");
+        streams.attach(COPY, stream, near, Vec::new());
+        drop(table);
+        // What the first thread still does is about its own stream.
+        streams.detach(COPY, first);
+        streams.close_one(COPY, first);
+        assert!(streams.lock().get(&COPY).unwrap().writer.is_some());
+        far.set_nonblocking(true).unwrap();
+        let open = far.peek(&mut [0]).unwrap_err();
+        assert_eq!(open.kind(), std::io::ErrorKind::WouldBlock);
+        streams.close_one(COPY, second);
+        assert!(!streams.wants(COPY, second));
+    }
 }

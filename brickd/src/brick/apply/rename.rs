@@ -191,7 +191,7 @@ impl Inner {
             Ok(()) | Err(Errno::EXIST) => {}
             Err(error) => return Err(error),
         }
-        let done = self.make_whiteout(stamp, whiteout).and_then(|hot| {
+        let done = self.make_whiteout(stamp, whiteout, step).and_then(|hot| {
             self.rename_one(stamp, step, from, to, moved)?;
             let handle = HandleName::of(whiteout);
             self.make_name(from.parent, from.dir.as_fd(), &from.name, whiteout, || {
@@ -210,13 +210,18 @@ impl Inner {
     }
 
     /// `None`: it was there.
-    fn make_whiteout(&self, stamp: Stamp, gfid: Gfid) -> Result<Option<Hot>, Errno> {
+    fn make_whiteout(
+        &self,
+        stamp: Stamp,
+        gfid: Gfid,
+        step: &RenameStep,
+    ) -> Result<Option<Hot>, Errno> {
         let state = State::new(stamp.time, stamp.time, stamp.number, stamp.number);
         let new = NewObject {
             gfid,
             mode: libc::S_IFCHR,
-            uid: 0,
-            gid: 0,
+            uid: step.whiteout_uid,
+            gid: step.whiteout_gid,
             rdev: 0,
             target: &[],
             acl_access: &[],

@@ -285,6 +285,7 @@ fn exchange_and_whiteout() {
     let mut step = rename((Gfid::ROOT, "d"), file, (Gfid::ROOT, "e"), None);
     step.how = RenameMode::RenameWhiteout as i32;
     step.whiteout = Some(white);
+    (step.whiteout_uid, step.whiteout_gid) = (1001, 1002);
     let change = fix.apply(Step::Rename(step));
     for _ in 0..2 {
         fix.brick().apply(&change, &[]).unwrap();
@@ -294,6 +295,7 @@ fn exchange_and_whiteout() {
             (object.gfid, object.mode, object.rdev),
             (Some(white), libc::S_IFCHR, 0)
         );
+        assert_eq!((object.uid, object.gid), (1001, 1002));
         assert_eq!(object.nlink, 1);
         fix.reopen();
     }

@@ -200,6 +200,7 @@ fn random_name(random: &mut Random, tree: &Tree, view: &View) -> Step {
                 how: how.into(),
                 moves_directory: false,
                 whiteout: None,
+                ..Default::default()
             })
         }
     }

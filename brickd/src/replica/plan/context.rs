@@ -3,7 +3,7 @@
 use mortar_common::name::{PRIVATE_DIR, check_entry_name};
 use mortar_common::placement::name_slot;
 use mortar_common::{FsError, Gfid};
-use mortar_proto::data::{Object, Presence, SplitWork};
+use mortar_proto::data::{Caller, Object, Presence, SplitWork};
 
 use super::{Context, PlanError};
 use crate::brick::store::{BrickError, Store};
@@ -90,6 +90,14 @@ pub(super) fn lookup(
 /// The id of an object that came from the store.
 pub(super) fn gfid_of(object: &Object) -> Result<Gfid, PlanError> {
     object.gfid.ok_or(PlanError::Refused(FsError::Io))
+}
+
+/// The group of what is made in a directory: the directory's own where that is setgid.
+pub(super) fn group_of_new(parent: &Object, caller: &Caller) -> u32 {
+    match parent.mode & S_ISGID {
+        0 => caller.gid,
+        _ => parent.gid,
+    }
 }
 
 /// Mode after setuid and (where the group may execute) setgid are cleared, if that changes it;

@@ -7,8 +7,8 @@ use mortar_proto::data::{Create, CreateStep, Object, OpenStep, Presence};
 
 use super::acl::{self, Acl, Inherited};
 use super::context::{
-    METADATA_BYTES, PERMISSIONS, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID, check_new_name, has,
-    is_dir, is_file, lookup,
+    METADATA_BYTES, PERMISSIONS, S_IFDIR, S_IFLNK, S_IFMT, S_IFREG, S_ISGID, check_new_name,
+    group_of_new, has, is_dir, is_file, lookup,
 };
 use super::{Context, PlanError, Planned};
 
@@ -46,11 +46,7 @@ pub(super) fn create(op: &Create, context: &Context<'_>) -> Result<Planned, Plan
         gfid: Some(gfid),
         mode: made.mode,
         uid: context.caller.uid,
-        gid: if parent.mode & S_ISGID != 0 {
-            parent.gid
-        } else {
-            context.caller.gid
-        },
+        gid: group_of_new(&parent, context.caller),
         rdev: if is_device { op.rdev } else { 0 },
         target: if mode & S_IFMT == S_IFLNK {
             op.target.clone()

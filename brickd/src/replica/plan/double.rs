@@ -354,6 +354,8 @@ fn rename(nodes: &mut HashMap<Gfid, Node>, step: &RenameStep) -> Result<(), Bric
         let object = Object {
             gfid: Some(gfid),
             mode: libc::S_IFCHR,
+            uid: step.whiteout_uid,
+            gid: step.whiteout_gid,
             nlink: 1,
             ..Default::default()
         };

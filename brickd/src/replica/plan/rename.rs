@@ -4,7 +4,9 @@ use mortar_common::{FsError, Gfid};
 use mortar_proto::data::change::Step;
 use mortar_proto::data::{Object, Rename, RenameMode, RenameStep};
 
-use super::context::{METADATA_BYTES, check_name, check_new_name, gfid_of, is_dir, lookup};
+use super::context::{
+    METADATA_BYTES, check_name, check_new_name, gfid_of, group_of_new, is_dir, lookup,
+};
 use super::unlink::without_links;
 use super::{Context, Plan, PlanError, Planned};
 use crate::replica::keys::{Key, Keys, Mode};
@@ -17,6 +19,7 @@ struct Looked<'a> {
     op: &'a Rename,
     how: RenameMode,
     from_parent: Gfid,
+    from_directory: Object,
     to_parent: Gfid,
     to_directory: Object,
     gfid: Gfid,
@@ -57,7 +60,7 @@ fn look<'a>(op: &'a Rename, context: &Context<'_>) -> Result<Looked<'a>, PlanErr
     let to_parent = context.named(op.to_parent)?;
     check_name(from_parent, &op.from_name)?;
     check_new_name(to_parent, &op.to_name)?;
-    context.directory(from_parent)?;
+    let from_directory = context.directory(from_parent)?;
     let to_directory = context.directory(to_parent)?;
     let (gfid, source) = context.entry(from_parent, &op.from_name, op.gfid)?;
     let target = match lookup(context.store, to_parent, &op.to_name)? {
@@ -68,6 +71,7 @@ fn look<'a>(op: &'a Rename, context: &Context<'_>) -> Result<Looked<'a>, PlanErr
         op,
         how,
         from_parent,
+        from_directory,
         to_parent,
         to_directory,
         gfid,
@@ -174,6 +178,8 @@ impl Looked<'_> {
             replaced_orphan,
             how: how.into(),
             whiteout,
+            whiteout_uid: context.caller.uid,
+            whiteout_gid: group_of_new(&self.from_directory, context.caller),
             moves_directory: self.moves_directory(),
         };
         let mut planned = Planned::disk(Step::Rename(step), touched).taking(bytes);

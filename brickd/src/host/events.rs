@@ -124,6 +124,11 @@ impl BrickHost {
         self.each_partner_on(peer, |replica, brick| {
             let (_, epoch) = replica.role();
             let listed = epoch.in_sync.iter().find(|copy| copy.brick == brick.0);
+            // Of a process that another has replaced only what the epoch lists is known: a copy that
+            // is not listed may be of the new process by now, and would be thought dead for good.
+            if listed.is_none() && matches!(gone, Gone::Goodbye { process: false }) {
+                return;
+            }
             replica.gone(
                 brick,
                 listed.map(|copy| Incarnation(copy.incarnation)),

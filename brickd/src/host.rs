@@ -7,6 +7,7 @@ mod scrub;
 mod split;
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -62,6 +63,8 @@ pub struct BrickHost {
     holds: Mutex<HashMap<BrickId, Weak<()>>>,
     /// The folders of the bricks that run, for `volume check`.
     bricks: Mutex<HashMap<BrickId, Weak<Brick>>>,
+    /// Which start of a brick of this process is the next.
+    starts: AtomicU32,
     /// Which process each peer last showed, so that its goodbye can be told from an older one's.
     processes: Mutex<HashMap<PeerId, Incarnation>>,
     /// Bricks that merge what they changed alone.
@@ -103,6 +106,7 @@ impl BrickHost {
             problems: Mutex::default(),
             holds: Mutex::default(),
             bricks: Mutex::default(),
+            starts: AtomicU32::new(1),
             processes: Mutex::default(),
             merging: Mutex::default(),
             stop: crate::link::Stop::default(),
@@ -367,7 +371,10 @@ impl BrickHost {
         info!(volume = volume.name, path = brick.path, "the brick starts");
         let setting = Setting {
             me: id,
-            incarnation: Incarnation::random(),
+            incarnation: Incarnation::of_start(
+                self.links().process(),
+                self.starts.fetch_add(1, Ordering::Relaxed),
+            ),
             volume: identity.volume,
             volume_name: volume.name.clone(),
             set: set.index,

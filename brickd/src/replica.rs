@@ -273,8 +273,13 @@ impl Replica {
     }
 
     /// Another copy is gone for certain.
-    pub fn gone(self: &Arc<Self>, brick: BrickId, incarnation: Option<Incarnation>, gone: Gone) {
+    pub fn gone(self: &Arc<Self>, brick: BrickId, incarnation: Incarnation, gone: Gone) {
         self.event(|core, now| core.gone(brick, incarnation, gone, now));
+    }
+
+    /// The process in which another copy lived is gone for certain.
+    pub fn process_gone(self: &Arc<Self>, brick: BrickId, process: Incarnation, gone: Gone) {
+        self.event(|core, now| core.process_gone(brick, process, gone, now));
     }
 
     /// The operator says that this copy is the one to trust (`volume start V force BRICK`).

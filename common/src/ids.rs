@@ -153,9 +153,27 @@ id64!(
     BrickId
 );
 id64!(
-    /// One life of a brick: new at each start.
+    /// One life of a brick, or of a brickd: new at each start.
     Incarnation
 );
+/// Low bits of a brick's incarnation that count the bricks that its process has started.
+const STARTS_BITS: u32 = 24;
+
+impl Incarnation {
+    /// The life of a brick that is the `nth` start of its process, counted from 1. Its upper bits are
+    /// the process's: when a process is known to be dead, so are its lives and no others, however
+    /// late that is known and whatever has been heard of the next process by then.
+    pub fn of_start(process: Incarnation, nth: u32) -> Incarnation {
+        let count = u64::from(nth) & ((1 << STARTS_BITS) - 1);
+        Incarnation(process.0 >> STARTS_BITS << STARTS_BITS | count)
+    }
+
+    /// Whether this life of a brick is, or was, in that process.
+    pub fn is_of(self, process: Incarnation) -> bool {
+        self.0 >> STARTS_BITS == process.0 >> STARTS_BITS
+    }
+}
+
 id64!(
     /// One mounted client, until it expires or unmounts.
     SessionId

@@ -56,6 +56,7 @@ impl Events for LinkEvents {
         info!(%peer, %process, replaced, "a peer's brickd has died");
         host.partner_process_gone(
             peer,
+            process,
             if replaced {
                 Gone::Goodbye { process: false }
             } else {
@@ -99,7 +100,7 @@ impl BrickHost {
         if goodbye.brick != 0 {
             let (brick, incarnation) = (BrickId(goodbye.brick), Incarnation(goodbye.incarnation));
             for replica in self.partners_of(brick) {
-                replica.gone(brick, Some(incarnation), Gone::Goodbye { process: false });
+                replica.gone(brick, incarnation, Gone::Goodbye { process: false });
             }
             return;
         }
@@ -115,25 +116,15 @@ impl BrickHost {
         };
         if let Some(peer) = peer {
             info!(%peer, "a peer's brickd stops");
-            self.partner_process_gone(peer, Gone::Goodbye { process: true });
+            let process = Incarnation(goodbye.incarnation);
+            self.partner_process_gone(peer, process, Gone::Goodbye { process: true });
         }
     }
 
-    /// The process that ran these bricks is gone: the incarnations listed in the sets' epochs.
-    fn partner_process_gone(&self, peer: PeerId, gone: Gone) {
+    /// The process that ran these bricks is gone, with the lives they had in it.
+    fn partner_process_gone(&self, peer: PeerId, process: Incarnation, gone: Gone) {
         self.each_partner_on(peer, |replica, brick| {
-            let (_, epoch) = replica.role();
-            let listed = epoch.in_sync.iter().find(|copy| copy.brick == brick.0);
-            // Of a process that another has replaced only what the epoch lists is known: a copy that
-            // is not listed may be of the new process by now, and would be thought dead for good.
-            if listed.is_none() && matches!(gone, Gone::Goodbye { process: false }) {
-                return;
-            }
-            replica.gone(
-                brick,
-                listed.map(|copy| Incarnation(copy.incarnation)),
-                gone,
-            );
+            replica.process_gone(brick, process, gone);
         });
     }
 

@@ -110,7 +110,7 @@ impl Replica {
             );
             self.gone(
                 to,
-                Some(incarnation),
+                incarnation,
                 super::core::Gone::Goodbye { process: false },
             );
             self.streams.close_one(to, serial);

@@ -297,7 +297,7 @@ impl World {
             )
         });
         self.with_core(at, |core, now| {
-            core.gone(brick, Some(Incarnation(life)), Gone::ProcessDied, now)
+            core.gone(brick, Incarnation(life), Gone::ProcessDied, now)
         });
     }
 

@@ -316,7 +316,11 @@ impl World {
         let brick = World::brick(other);
         if self.bug == Bug::RefusedIsDead {
             self.with_core(host, |core, now| {
-                core.gone(brick, None, Gone::ProcessDied, now)
+                let in_sync = core.in_sync();
+                let listed = in_sync.iter().find(|(of, _)| *of == brick);
+                listed.map_or_else(Vec::new, |(_, life)| {
+                    core.gone(brick, *life, Gone::ProcessDied, now)
+                })
             });
         }
     }

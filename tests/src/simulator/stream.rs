@@ -35,7 +35,7 @@ impl World {
                 process,
             } => {
                 let how = Gone::Goodbye { process };
-                let life = Some(Incarnation(incarnation));
+                let life = Incarnation(incarnation);
                 self.with_core(host, |core, now| core.gone(brick, life, how, now));
             }
             Note::Query(id) => {

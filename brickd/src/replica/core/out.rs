@@ -11,41 +11,69 @@ const DEAD_MAX: usize = 64;
 const HEAL_PAUSE_MS: u64 = 2_000;
 
 impl Core {
-    /// A copy is known to be gone, for good in this incarnation (`None`: the one listed).
+    /// A copy is known to be gone, for good in this incarnation.
     pub fn gone(
         &mut self,
         brick: BrickId,
-        incarnation: Option<Incarnation>,
+        life: Incarnation,
         how: Gone,
         now_ms: u64,
     ) -> Vec<Command> {
         let mut out = Vec::new();
-        let life = incarnation
-            .or_else(|| self.links.get(&brick).map(|link| link.incarnation))
-            .or_else(|| history::listed(&self.epoch, brick))
-            .or_else(|| self.syncing.get(&brick).map(|copy| copy.incarnation));
-        if let Some(life) = life {
-            self.remember_dead(brick, life, Death { how, at_ms: now_ms });
-            if self
-                .syncing
-                .get(&brick)
-                .is_some_and(|copy| copy.incarnation == life)
-            {
-                self.stop_syncing(brick, &mut out);
-                out.push(Command::CloseStream(brick));
-            }
-            let ended =
-                |stream: &super::Incoming| (stream.from, stream.incarnation) == (brick, life);
-            if self.incoming.as_ref().is_some_and(ended) {
-                self.incoming = None;
-                if self.role == Role::Syncing {
-                    self.become_role(Role::Out, &mut out);
-                    self.read_registry(now_ms, &mut out);
-                }
+        self.end_life(brick, life, how, now_ms, &mut out);
+        self.settle(now_ms, &mut out);
+        out
+    }
+
+    /// The process that ran a copy is known to be gone. What is known of the copy by now may be of
+    /// the next process, and lives: only the lives that were in this one are over.
+    pub fn process_gone(
+        &mut self,
+        brick: BrickId,
+        process: Incarnation,
+        how: Gone,
+        now_ms: u64,
+    ) -> Vec<Command> {
+        let known = [
+            self.links.get(&brick).map(|link| link.incarnation),
+            history::listed(&self.epoch, brick),
+            self.syncing.get(&brick).map(|copy| copy.incarnation),
+        ];
+        let mut out = Vec::new();
+        for life in known.into_iter().flatten() {
+            if life.is_of(process) {
+                self.end_life(brick, life, how, now_ms, &mut out);
             }
         }
         self.settle(now_ms, &mut out);
         out
+    }
+
+    fn end_life(
+        &mut self,
+        brick: BrickId,
+        life: Incarnation,
+        how: Gone,
+        now_ms: u64,
+        out: &mut Vec<Command>,
+    ) {
+        self.remember_dead(brick, life, Death { how, at_ms: now_ms });
+        if self
+            .syncing
+            .get(&brick)
+            .is_some_and(|copy| copy.incarnation == life)
+        {
+            self.stop_syncing(brick, out);
+            out.push(Command::CloseStream(brick));
+        }
+        let ended = |stream: &super::Incoming| (stream.from, stream.incarnation) == (brick, life);
+        if self.incoming.as_ref().is_some_and(ended) {
+            self.incoming = None;
+            if self.role == Role::Syncing {
+                self.become_role(Role::Out, out);
+                self.read_registry(now_ms, out);
+            }
+        }
     }
 
     /// This copy's disk failed: final for this incarnation. A primary gives its place away; with

@@ -101,7 +101,7 @@ fn a_copy_whose_disk_failed_is_put_out_before_the_change_is_answered() {
 fn a_dead_backup_goes_at_once_and_nothing_is_answered_before_it_is_out() {
     let mut a = Bench::primary(2, Votes::Quorum);
     let number = order(&mut a);
-    let commands = a.core.gone(B, Some(life(2)), Gone::ProcessDied, a.now);
+    let commands = a.core.gone(B, life(2), Gone::ProcessDied, a.now);
     assert_eq!(members(&proposal(&commands).expect("proposed").1), [1]);
     let no_quorum = a
         .core
@@ -212,7 +212,7 @@ fn the_second_backup_waits_for_the_first() {
     let die = |bench: &mut Bench| {
         bench
             .core
-            .gone(BrickId(1), Some(life(1)), Gone::ProcessDied, bench.now)
+            .gone(BrickId(1), life(1), Gone::ProcessDied, bench.now)
     };
     let mut b = Bench::backup(3, Votes::Quorum);
     let commands = die(&mut b);
@@ -243,6 +243,38 @@ fn a_backup_is_told_that_another_copy_is_back() {
     assert!(commands.contains(&told), "{commands:?}");
 }
 
+/// The watch of a peer that was cut off shows late that its process was another: by then the copy of
+/// the new one is healed, or in sync again.
+#[test]
+fn a_late_word_of_a_dead_process_is_about_its_own_lives() {
+    let (old, new) = (Incarnation(0x0a << 32), Incarnation(0x0b << 32));
+    let mut a = Bench::primary(2, Votes::Quorum);
+    let commands = a.core.gone(B, life(2), Gone::ProcessDied, a.now);
+    let (second, _) = a.commit(&commands);
+    let lives = Incarnation::of_start(new, 1);
+    a.state(2, lives, named(&second), &[]);
+    let commands = a.pass(300);
+    assert!(has_open(&commands, lives), "{commands:?}");
+    let replaced = Gone::Goodbye { process: false };
+    let commands = a.core.process_gone(B, old, replaced, a.now);
+    assert!(!commands.contains(&Command::CloseStream(B)), "{commands:?}");
+    assert_eq!(
+        a.core.stream_up(B, lives, 0, a.now),
+        [Command::StartHeal(B)]
+    );
+    // Its own end counts.
+    let commands = a.core.process_gone(B, new, Gone::ProcessDied, a.now);
+    assert!(commands.contains(&Command::CloseStream(B)), "{commands:?}");
+    a.state(2, lives, named(&second), &[]);
+    assert!(!has_open(&a.pass(600), lives), "it is dead");
+}
+
+fn has_open(commands: &[Command], life: Incarnation) -> bool {
+    commands.iter().any(
+        |command| matches!(command, Command::OpenStream { incarnation, .. } if *incarnation == life),
+    )
+}
+
 #[test]
 fn a_new_primary_reads_nothing_before_the_others_have_its_tail() {
     let mut b = Bench::backup(3, Votes::Quorum);
@@ -250,7 +282,7 @@ fn a_new_primary_reads_nothing_before_the_others_have_its_tail() {
     b.core
         .received(BrickId(1), 8, first, 7, b.now)
         .expect("received");
-    let commands = b.core.gone(BrickId(1), None, Gone::ProcessDied, b.now);
+    let commands = b.core.gone(BrickId(1), life(1), Gone::ProcessDied, b.now);
     let (_, commands) = b.commit(&commands);
     assert!(commands.contains(&Command::Mark {
         brick: BrickId(1),
@@ -282,7 +314,7 @@ fn a_primary_that_lost_its_place_answers_nothing_more() {
 fn a_survivor_of_two_goes_on_alone_with_its_mark_on_the_disk_first() {
     let mut a = Bench::primary(2, Votes::Two);
     let number = order(&mut a);
-    let commands = a.core.gone(B, Some(life(2)), Gone::ProcessDied, a.now);
+    let commands = a.core.gone(B, life(2), Gone::ProcessDied, a.now);
     let lone = stored(&commands).expect("stored at once").clone();
     assert!(matches!(
         commands.last(),
@@ -318,7 +350,9 @@ fn a_backup_of_two_asks_the_clients_before_it_goes_alone() {
 /// The copy under test in its own epoch 2, the other in another, of which it has heard.
 fn both_alone(mut bench: Bench, other: BrickId) -> (Bench, Epoch, EpochRef) {
     let first = bench.core.epoch_ref();
-    let commands = bench.core.gone(other, None, Gone::ProcessDied, bench.now);
+    let commands = bench
+        .core
+        .gone(other, life(other.0), Gone::ProcessDied, bench.now);
     let mine = stored(&commands).expect("alone").clone();
     bench.core.stored(named(&mine), bench.now);
     let theirs = EpochRef { number: 2, id: 99 };
@@ -365,8 +399,7 @@ fn a_stale_copy_of_two_waits_for_the_one_that_went_alone() {
     let first = epoch(1, 1, &[1, 2], 1);
     let mut b = Bench::restarted(2, 2, Votes::Two, &first, false);
     b.view(&first, &[], true);
-    b.core
-        .gone(BrickId(1), Some(life(1)), Gone::ProcessDied, b.now);
+    b.core.gone(BrickId(1), life(1), Gone::ProcessDied, b.now);
     assert_eq!(proposal(&b.pass(20_000)), None);
     assert!(matches!(b.core.role(), Role::Waiting(why) if why.contains("newer data")));
     // A is back, in a new life, with the epoch it made alone.
@@ -491,7 +524,7 @@ fn an_older_registry_is_put_right_and_never_followed() {
 
 fn healing() -> Bench {
     let mut a = Bench::primary(2, Votes::Quorum);
-    let commands = a.core.gone(B, None, Gone::ProcessDied, a.now);
+    let commands = a.core.gone(B, life(2), Gone::ProcessDied, a.now);
     let (next, _) = a.commit(&commands);
     a.state(2, Incarnation(902), named(&next), &[]);
     let commands = a.pass(300);

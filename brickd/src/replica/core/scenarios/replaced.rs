@@ -22,7 +22,7 @@ fn view_with(bench: &mut Bench, bricks: &[BrickId]) -> Vec<Command> {
 /// A primary of three that goes on with B; C answers, and is being healed.
 fn primary_that_heals_c() -> Bench {
     let mut a = Bench::primary(3, Votes::Quorum);
-    let commands = a.core.gone(C, Some(life(3)), Gone::ProcessDied, a.now);
+    let commands = a.core.gone(C, life(3), Gone::ProcessDied, a.now);
     a.commit(&commands);
     let (second, history) = (a.core.epoch_ref(), a.core.history().to_vec());
     a.state(3, Incarnation(900), second, &history);

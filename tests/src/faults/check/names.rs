@@ -35,7 +35,7 @@ pub(super) fn judge(entries: &[Entry], rules: &Rules) -> Verdict {
                     .push(Violation::new(what, entries, near, related));
             }
         }
-        verdict.violations.extend(listings(entries, space));
+        verdict.violations.extend(listings(entries, rules, space));
         verdict.violations.extend(torn(entries, space));
     }
     verdict
@@ -348,8 +348,18 @@ fn torn(entries: &[Entry], space: Space) -> Vec<Violation> {
     .collect()
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Presence {
+    There,
+    Absent,
+}
+
+fn agrees(listed: &BTreeSet<Name>, (name, presence): &(Name, Presence)) -> bool {
+    listed.contains(name) == (*presence == Presence::There)
+}
+
 /// A listing shows no name twice, and when all changes had ended, it shows what is there.
-fn listings(entries: &[Entry], space: Space) -> Vec<Violation> {
+fn listings(entries: &[Entry], rules: &Rules, space: Space) -> Vec<Violation> {
     let of_space = |entry: &&Entry| names_of(&entry.op).iter().any(|name| name.space == space);
     let changed = entries
         .iter()
@@ -357,10 +367,22 @@ fn listings(entries: &[Entry], space: Space) -> Vec<Violation> {
         .filter(|entry| changes(entry) == Changes::Yes);
     let last_change = changed.map(|entry| entry.end.unwrap_or(entry.start)).max();
     let after = |entry: &Entry| last_change.is_none_or(|last| last < entry.start);
-    let looks = entries.iter().filter(of_space).filter(|entry| after(entry));
-    let there: BTreeSet<Name> = looks
+    // A look may show what was there before the last change, for as long as names are believed.
+    let is_fresh = |entry: &&Entry| {
+        let oldest = entry
+            .start
+            .before(rules.staleness(entry.client, entry.start));
+        last_change.is_none_or(|last| last < oldest)
+    };
+    let seen: Vec<(Name, Presence)> = entries
+        .iter()
+        .filter(of_space)
+        .filter(is_fresh)
         .filter_map(|entry| match (&entry.op, entry.answer()) {
-            (Op::Look(name), Some(Answer::Token(_) | Answer::Empty)) => Some(*name),
+            (Op::Look(name), Some(Answer::Token(_) | Answer::Empty)) => {
+                Some((*name, Presence::There))
+            }
+            (Op::Look(name), Some(Answer::Absent)) => Some((*name, Presence::Absent)),
             _ => None,
         })
         .collect();
@@ -372,8 +394,8 @@ fn listings(entries: &[Entry], space: Space) -> Vec<Violation> {
         let listed: BTreeSet<Name> = names.iter().copied().collect();
         let what = if listed.len() < names.len() {
             "a listing shows a name twice".to_owned()
-        } else if after(entry) && listed != there {
-            format!("the last listing is not what is there: {there:?}")
+        } else if after(entry) && seen.iter().any(|it| !agrees(&listed, it)) {
+            format!("the last listing is not what is there: {seen:?}")
         } else {
             continue;
         };

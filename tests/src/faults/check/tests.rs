@@ -247,6 +247,20 @@ fn a_listing_that_is_not_what_is_there() {
 }
 
 #[test]
+fn a_listing_is_compared_with_what_can_not_be_believed_any_more() {
+    let mut told = Told::default();
+    told.was(1, (1, 2), Op::Put(A, Token(1)), Answer::Done)
+        .was(1, (3, 4), Op::Remove(A), Answer::Token(Token(1)))
+        .was(0, (5, 6), Op::Look(A), Answer::Token(Token(1)))
+        .was(0, (7, 8), Op::List(Space::Files), Answer::Names(vec![]));
+    told.holds(&believing());
+    told.was(1, (9, 10), Op::Look(A), Answer::Absent);
+    told.holds(&believing());
+    told.was(0, (11, 12), Op::List(Space::Files), Answer::Names(vec![A]));
+    told.lies(&believing(), "the last listing");
+}
+
+#[test]
 fn torn_files_and_records() {
     let torn = || Answer::Torn("half".to_owned());
     let mut told = Told::default();

@@ -1,6 +1,7 @@
 //! Tests of the whole of Mortar: real processes on hosts that are network namespaces, what the
 //! tests of one subject share, and the simulator of the replication logic.
 
+pub mod acl;
 pub mod cluster;
 pub mod compare;
 pub mod faults;

@@ -109,16 +109,22 @@ async fn a_wiped_peer_is_a_new_one_and_takes_its_old_place() {
     end(hosts).await;
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_peer_restored_from_an_old_backup_is_found_out() {
-    let (mut hosts, ids) = three().await;
+/// A backup of the third peer's data, after which it acknowledged changes.
+async fn changed_after_a_backup(hosts: &mut Vec<Host>) -> TempDir {
     let dead = hosts.pop().unwrap().kill().await;
     let saved = save(&dead);
     hosts.push(Host::revive(dead).await);
     for round in 0..5 {
         change(&hosts[2], &format!("acknowledged {round}")).await;
     }
-    agree(&hosts).await;
+    agree(hosts).await;
+    saved
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_restored_from_an_old_backup_is_found_out() {
+    let (mut hosts, ids) = three().await;
+    let saved = changed_after_a_backup(&mut hosts).await;
     let dead = hosts.pop().unwrap().kill().await;
     restore(&saved, &dead);
     let restored = Host::revive(dead).await;
@@ -130,13 +136,7 @@ async fn a_peer_restored_from_an_old_backup_is_found_out() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_peer_restored_while_all_were_down_is_found_out() {
     let (mut hosts, ids) = three().await;
-    let dead = hosts.pop().unwrap().kill().await;
-    let saved = save(&dead);
-    hosts.push(Host::revive(dead).await);
-    for round in 0..5 {
-        change(&hosts[2], &format!("acknowledged {round}")).await;
-    }
-    agree(&hosts).await;
+    let saved = changed_after_a_backup(&mut hosts).await;
     let mut dead = Vec::new();
     for host in hosts {
         dead.push(host.kill().await);

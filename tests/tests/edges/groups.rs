@@ -1,3 +1,5 @@
+use tests::acl::{NOBODY, acl};
+
 use super::*;
 
 /// More than 32, which is where network file systems have ended.
@@ -20,19 +22,6 @@ const MEMBER: User = User {
 
 const ACL: &str = "system.posix_acl_access";
 const DEFAULT_ACL: &str = "system.posix_acl_default";
-const NOBODY: u32 = u32::MAX;
-
-/// An ACL as the kernel takes it: (tag, permissions, id).
-fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
-    let mut value = 2u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        value.extend_from_slice(&tag.to_le_bytes());
-        value.extend_from_slice(&permissions.to_le_bytes());
-        value.extend_from_slice(&id.to_le_bytes());
-    }
-    value
-}
-
 /// user::rwx, group::---, group:5099:rwx, mask::rwx, other::---.
 fn for_the_last_group() -> Vec<u8> {
     acl(&[

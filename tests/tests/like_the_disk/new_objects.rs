@@ -1,3 +1,5 @@
+use tests::acl::{NOBODY, acl};
+
 use super::*;
 
 type Make = fn(&Path) -> Result<()>;
@@ -155,19 +157,6 @@ fn acls_and_modes_change_each_other_as_on_the_disk() {
 
 fn chmod(at: &Path, mode: u32) -> Result<()> {
     errno(fs::set_permissions(at, Permissions::from_mode(mode)))
-}
-
-const NOBODY: u32 = u32::MAX;
-
-/// An ACL as the kernel takes it: (tag, permissions, id).
-fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
-    let mut value = 2u32.to_le_bytes().to_vec();
-    for (tag, permissions, id) in entries {
-        value.extend_from_slice(&tag.to_le_bytes());
-        value.extend_from_slice(&permissions.to_le_bytes());
-        value.extend_from_slice(&id.to_le_bytes());
-    }
-    value
 }
 
 /// user::rwx, user:1002:r-x, group::r-x, group:1003:rw-, mask::r-x, other::--x.

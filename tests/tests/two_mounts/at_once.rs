@@ -9,7 +9,7 @@ use std::os::unix::fs::symlink;
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, XattrFlags, mknodat, renameat_with, setxattr};
 use tests::mapping::{Access, Mapping};
 
-use super::kinds::{Kind, Tried, Watch};
+use super::kinds::{Kind, Tried, Watch, file};
 use super::*;
 
 #[test]
@@ -31,8 +31,10 @@ fn what_need_not_be_believed_is_seen_at_once() {
 
 fn nothing(_folder: &Path) {}
 
-fn file(folder: &Path) {
-    fs::write(folder.join("file"), "0123456789").unwrap();
+fn overwrite(folder: &Path, bytes: &[u8], at: u64) {
+    let path = folder.join("file");
+    let file = File::options().write(true).open(path).unwrap();
+    file.write_all_at(bytes, at).unwrap();
 }
 
 /// Whether a name is there that was not.
@@ -110,13 +112,7 @@ fn opened() -> Vec<Kind> {
                 let path = folder.join("file");
                 Box::new(move || fs::read(&path).unwrap() == b"0123AB6789")
             },
-            change: |folder| {
-                let file = File::options()
-                    .write(true)
-                    .open(folder.join("file"))
-                    .unwrap();
-                file.write_all_at(b"AB", 4).unwrap();
-            },
+            change: |folder| overwrite(folder, b"AB", 4),
         },
         Kind {
             what: "an open knows the size",
@@ -140,13 +136,7 @@ fn opened() -> Vec<Kind> {
                     &bytes == b"ABCDEFGHIJ"
                 })
             },
-            change: |folder| {
-                let file = File::options()
-                    .write(true)
-                    .open(folder.join("file"))
-                    .unwrap();
-                file.write_all_at(b"ABCDEFGHIJ", 0).unwrap();
-            },
+            change: |folder| overwrite(folder, b"ABCDEFGHIJ", 0),
         },
         Kind {
             what: "a mapping after another open, of what was stored to a mapping",

@@ -18,6 +18,11 @@ pub struct Kind {
     pub change: fn(&Path),
 }
 
+/// There is a file of ten bytes before.
+pub fn file(folder: &Path) {
+    fs::write(folder.join("file"), "0123456789").unwrap();
+}
+
 /// All kinds in folders of their own, known to the second mount.
 pub struct Tried<'a> {
     kinds: &'a [Kind],

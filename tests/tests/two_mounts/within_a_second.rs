@@ -9,7 +9,7 @@ use rustix::fs::{
 };
 use tests::users::User;
 
-use super::kinds::{Kind, Tried, Watch};
+use super::kinds::{Kind, Tried, Watch, file};
 use super::*;
 
 /// The default of entry-timeout and attribute-timeout, and a tick of the kernel's clock.
@@ -38,10 +38,6 @@ fn what_was_known_before_is_believed_for_a_second_and_no_longer() {
     assert!(missed.is_empty(), "not seen after {BELIEVED:?}: {missed:?}");
     drop(tried);
     pair.end();
-}
-
-fn file(folder: &Path) {
-    fs::write(folder.join("file"), "0123456789").unwrap();
 }
 
 fn two_files(folder: &Path) {

@@ -3,7 +3,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -21,7 +21,8 @@ const RECORD: &[u8; 16] = b"a whole record.\n";
 /// What the victim has open. The descriptors stay open in this process when the client is dead.
 struct Held(Vec<File>);
 
-/// Opens and locks on a mount: a flock, a fcntl lock, a half-written file, and one unlinked.
+/// Opens and locks on a mount: a flock, a fcntl lock, a half-written file, one unlinked, and one
+/// that never had a name.
 fn hold(mount: &Mount) -> Held {
     let open = |name: &str| {
         let mut options = File::options();
@@ -36,10 +37,14 @@ fn hold(mount: &Mount) -> Held {
     let orphan = open("orphan");
     orphan.write_all_at(&[b'y'; 1 << 20], 0).unwrap();
     fs::remove_file(mount.join("orphan")).unwrap();
+    let mut options = File::options();
+    options.read(true).write(true).custom_flags(libc::O_TMPFILE);
+    let unnamed = options.open(mount.path()).unwrap();
+    unnamed.write_all_at(&[b'z'; 1 << 20], 0).unwrap();
     let replaced = open("replaced");
     fs::write(mount.join("new"), "new").unwrap();
     fs::rename(mount.join("new"), mount.join("replaced")).unwrap();
-    Held(vec![flocked, locked, half, orphan, replaced])
+    Held(vec![flocked, locked, half, orphan, unnamed, replaced])
 }
 
 /// What a brick keeps of objects that have no name any more.

@@ -46,7 +46,9 @@ pub fn each_touch<'a>(change: &'a Change, each: &mut dyn FnMut(Touch<'a>)) {
     let Some(step) = &change.step else { return };
     match step {
         Step::Create(step) => {
-            entry(step.parent, &step.name, None, step.gfid, each);
+            if !step.name.is_empty() {
+                entry(step.parent, &step.name, None, step.gfid, each);
+            }
             object(step.gfid, Attributes, each);
         }
         Step::Link(step) => {

@@ -15,7 +15,7 @@
 //! # Modes
 //! | step | names | objects |
 //! |---|---|---|
-//! | create, link | the name: Change | parent: Use; the object: Change |
+//! | create, link | the name, if any: Change | parent: Use; the object: Change |
 //! | unlink, rmdir | the name: Change | parent: Use; the object: Remove |
 //! | rename | both names: Change | parents: Use; moved and whiteout: Change; replaced: Remove |
 //! | write, setattr, xattrs, fallocate | | the object: Change |
@@ -172,6 +172,15 @@ impl Keys {
         }
     }
 
+    /// The name of what is made, if it gets one.
+    fn new_name(&mut self, parent: Option<Gfid>, name: &[u8]) {
+        if name.is_empty() {
+            self.object(parent, Mode::Use);
+        } else {
+            self.name(parent, name);
+        }
+    }
+
     fn opens(&mut self, session: SessionId, gfid: Option<Gfid>) {
         self.object(gfid, Mode::Use);
         if let Some(gfid) = gfid {
@@ -220,7 +229,7 @@ pub fn keys_of_op(op: &Op, session: SessionId, previous: Option<Gfid>) -> Keys {
     let Some(op) = &op.op else { return keys };
     match op {
         OpKind::Create(op) => {
-            keys.name(op.parent.or(previous), &op.name);
+            keys.new_name(op.parent.or(previous), &op.name);
             keys.object(op.gfid, Mode::Change);
             if op.open {
                 keys.session(session, Mode::Use);
@@ -303,7 +312,7 @@ pub fn keys_of(step: &Step, session: SessionId) -> Keys {
     let mut keys = Keys::none();
     match step {
         Step::Create(step) => {
-            keys.name(step.parent, &step.name);
+            keys.new_name(step.parent, &step.name);
             keys.object(step.gfid, Mode::Change);
             if step.open {
                 keys.session(session, Mode::Use);

@@ -73,7 +73,19 @@ impl Memory {
                     self.opens.remove(SessionId(step.session), gfid);
                 }
             }
-            Some(Step::Create(step)) if step.open => self.open(session, step.gfid),
+            Some(Step::Create(step)) => {
+                if step.open {
+                    self.open(session, step.gfid);
+                }
+                if step.name.is_empty() {
+                    self.orphans.extend(step.gfid);
+                }
+            }
+            Some(Step::Link(step)) if step.orphan => {
+                if let Some(gfid) = step.gfid {
+                    self.orphans.remove(&gfid);
+                }
+            }
             Some(Step::Setattr(step)) if step.open => self.open(session, step.gfid),
             Some(Step::Lock(step)) => {
                 if let (Some(gfid), Some(lock)) = (step.gfid, &step.lock)

@@ -246,6 +246,7 @@ impl<'a> Hands<'a> {
             gfid: Some(gfid),
             parent: Some(to.parent),
             name: to.name.clone(),
+            unnamed: false,
         };
         self.call(OpKind::Link(link)).map(drop)
     }

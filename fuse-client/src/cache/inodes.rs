@@ -250,7 +250,15 @@ impl Inodes {
         }
     }
 
-    /// Whether this mount removed the last name of it: whoever opens it then has it open already.
+    /// This mount gave it a name.
+    pub fn name_made(&self, node: NodeId) {
+        if let Some(inode) = self.shard(node).get_mut(&node) {
+            inode.unnamed_here = false;
+        }
+    }
+
+    /// Whether this mount removed the last name of it, or made it without one: whoever opens it
+    /// then has it open already.
     pub fn is_unnamed_here(&self, node: NodeId) -> bool {
         let shard = self.shard(node);
         shard.get(&node).is_some_and(|inode| inode.unnamed_here)

@@ -1,9 +1,11 @@
-//! Making things: CREATE, MKNOD, MKDIR, SYMLINK, LINK; and READLINK.
+//! Making things: CREATE, TMPFILE, MKNOD, MKDIR, SYMLINK, LINK; and READLINK.
+
+use std::time::Instant;
 
 use bytes::Bytes;
 use mortar_common::name::check_entry_name;
 use mortar_common::{FsError, Gfid};
-use mortar_proto::data::{Caller, Create, Link, ReadLink, op, result};
+use mortar_proto::data::{self, Caller, Create, Link, ReadLink, op, result};
 
 use super::open::{OpenHow, Opened};
 use super::{Entry, Fs, FsResult, is_ordinary, is_uncertain, own_object};
@@ -71,18 +73,9 @@ impl Fs {
             open: true,
             ..self.new_object(parent_gfid, name, mode)?
         };
-        let made = create.gfid;
-        let outcome = self.change_op(caller, op::Op::Create(create), Effect::Once);
-        let (result, sent_at) = match outcome {
-            Ok(outcome) => outcome,
+        let (result, sent_at) = match self.create_open(caller, create) {
             Err(FsError::Exists) if !must_be_new => return Err(FsError::Stale),
-            Err(error) => {
-                if let Some(gfid) = made.filter(|_| is_uncertain(error)) {
-                    self.register_open(gfid);
-                    self.session.holdings().close(gfid);
-                }
-                return Err(error);
-            }
+            outcome => outcome?,
         };
         let object = own_object(&result)?;
         let gfid = object.gfid.ok_or(FsError::Io)?;
@@ -103,7 +96,35 @@ impl Fs {
         }
     }
 
-    /// Gives an object one more name.
+    /// Makes and opens a regular file that has no name, as open(2) with O_TMPFILE does: it goes
+    /// with its last descriptor unless [`Fs::link`] names it.
+    pub fn create_unnamed(
+        &self,
+        caller: Caller,
+        parent: NodeId,
+        mode: u32,
+        how: OpenHow,
+    ) -> FsResult<(Entry, Opened)> {
+        let parent_gfid = self.inodes.gfid(parent)?;
+        let gfid = self.new_gfid(parent_gfid, b"");
+        let create = Create {
+            parent: Some(parent_gfid),
+            gfid: Some(gfid),
+            mode: libc::S_IFREG | mode & !libc::S_IFMT,
+            exclusive: true,
+            open: true,
+            ..Default::default()
+        };
+        let (result, sent_at) = self.create_open(caller, create)?;
+        let object = own_object(&result)?;
+        let entry = self.entry(object, sent_at)?;
+        self.inodes.name_removed(object);
+        self.register_open(gfid);
+        let opened = self.opened(entry.node, gfid, &entry.attrs, how.flags, None);
+        Ok((entry, opened))
+    }
+
+    /// Gives an object one more name, or its first.
     pub fn link(
         &self,
         caller: Caller,
@@ -118,8 +139,11 @@ impl Fs {
             gfid: Some(gfid),
             parent: Some(parent_gfid),
             name: Bytes::copy_from_slice(name),
+            // The kernel lets nothing else without a name come here.
+            unnamed: self.inodes.is_unnamed_here(node),
         };
         let (result, sent_at) = self.change_op(caller, op::Op::Link(link), Effect::Once)?;
+        self.inodes.name_made(node);
         let entry = self.entry(own_object(&result)?, sent_at)?;
         self.saw_name(parent, parent_gfid, name, gfid);
         Ok(entry)
@@ -134,6 +158,18 @@ impl Fs {
             Some(result::Ok::Bytes(target)) => Ok(target),
             _ => Err(FsError::Io),
         }
+    }
+
+    fn create_open(&self, caller: Caller, create: Create) -> FsResult<(data::Result, Instant)> {
+        let made = create.gfid;
+        let outcome = self.change_op(caller, op::Op::Create(create), Effect::Once);
+        if let Err(error) = &outcome
+            && let Some(gfid) = made.filter(|_| is_uncertain(*error))
+        {
+            self.register_open(gfid);
+            self.session.holdings().close(gfid);
+        }
+        outcome
     }
 
     /// The primary has registered an open of an object that nobody else knows yet.

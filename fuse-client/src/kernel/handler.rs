@@ -15,8 +15,8 @@ use super::request::{Operation, Request};
 use crate::cache::NodeId;
 use crate::fs::notes::Note;
 use crate::fs::{
-    DirSink, Fs, FsResult, KernelAttributes, Listed, LockAsk, LockWait, NewNode, Opened, Room,
-    XattrAnswer,
+    DirSink, Entry, Fs, FsResult, KernelAttributes, Listed, LockAsk, LockWait, NewNode, Opened,
+    Room, XattrAnswer,
 };
 
 /// Serves requests, each with exactly one answer.
@@ -100,14 +100,12 @@ impl Handler {
     fn files(&self, caller: Caller, node: NodeId, op: &Operation<'_>) -> Option<Reply> {
         let fs = &self.fs;
         Some(match *op {
-            Operation::Create { name, mode, how } => or_error(
-                fs.create(caller, node, name, mode, how),
-                |(entry, opened)| Reply::Created {
-                    entry,
-                    handle: opened.handle,
-                    pages: opened.pages,
-                },
-            ),
+            Operation::Create { name, mode, how } => {
+                or_error(fs.create(caller, node, name, mode, how), created)
+            }
+            Operation::CreateUnnamed { mode, how } => {
+                or_error(fs.create_unnamed(caller, node, mode, how), created)
+            }
             Operation::Read {
                 handle,
                 offset,
@@ -282,6 +280,14 @@ impl DirSink for Counted<'_> {
 
 fn or_error<T>(outcome: FsResult<T>, reply: impl FnOnce(T) -> Reply) -> Reply {
     outcome.map_or_else(Reply::Error, reply)
+}
+
+fn created((entry, opened): (Entry, Opened)) -> Reply {
+    Reply::Created {
+        entry,
+        handle: opened.handle,
+        pages: opened.pages,
+    }
 }
 
 fn done(outcome: FsResult<()>) -> Reply {

@@ -60,6 +60,11 @@ pub enum Operation<'a> {
         mode: u32,
         how: OpenHow,
     },
+    /// A file without a name in the request's directory (O_TMPFILE).
+    CreateUnnamed {
+        mode: u32,
+        how: OpenHow,
+    },
     Read {
         handle: u64,
         offset: u64,
@@ -161,6 +166,7 @@ impl Operation<'_> {
             Operation::Link { .. } => "LINK",
             Operation::Open(_) => "OPEN",
             Operation::Create { .. } => "CREATE",
+            Operation::CreateUnnamed { .. } => "TMPFILE",
             Operation::Read { .. } => "READ",
             Operation::Write { .. } => "WRITE",
             Operation::Flush { .. } => "FLUSH",

@@ -11,11 +11,12 @@ mod many;
 mod names;
 mod sparse;
 mod times;
+mod unnamed;
 
 use std::ffi::OsStr;
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt, chown, symlink};
 use std::path::Path;
@@ -23,10 +24,10 @@ use std::time::{Duration, Instant};
 
 use rustix::fs::{
     AtFlags, CWD, Dir, FallocateFlags, Mode, OFlags, RawDir, SeekFrom, Timespec, Timestamps,
-    UTIME_OMIT, XattrFlags, fallocate, fstat, ftruncate, lgetxattr, mkdirat, openat, renameat,
-    seek, setxattr, statat, utimensat,
+    UTIME_OMIT, XattrFlags, fallocate, fstat, ftruncate, lgetxattr, linkat, mkdirat, openat,
+    renameat, seek, setxattr, statat, utimensat,
 };
-use rustix::io::{Errno, Result};
+use rustix::io::{Errno, Result, pread, write};
 use tests::cluster::{Cluster, Mount, VOLUME, wait_until};
 use tests::compare::Both;
 use tests::mapping::{Access, Mapping};

@@ -8,14 +8,15 @@ mod workers;
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::mem::MaybeUninit;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use rustix::fs::{FlockOperation, RawDir, SeekFrom, flock};
+use rustix::fs::{AtFlags, CWD, FlockOperation, RawDir, SeekFrom, flock, linkat};
 use rustix::io::Errno;
 use tests::cluster::{Cluster, VOLUME, wait_until};
 use tests::locks;

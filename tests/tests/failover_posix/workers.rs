@@ -28,6 +28,7 @@ impl Workers {
             ("write and read", Box::new(records(&one))),
             ("append", Box::new(appends(&one))),
             ("temporary files", Box::new(temporary_files(one.clone()))),
+            ("files of no name", Box::new(unnamed_files(one.clone()))),
             ("replacing a file", Box::new(replaces(one.clone()))),
             ("a mapped file", Box::new(stores(&one))),
             ("a counter under fcntl, here", Box::new(counts(&one))),
@@ -77,9 +78,11 @@ impl Workers {
                     let expected: Vec<u8> = (0..steps).flat_map(record).collect();
                     assert!(fs::read(path("log")).unwrap() == expected, "appended");
                 }
-                "replacing a file" => {
-                    let last = fs::read(path("replaced")).unwrap();
-                    assert!(last == record(steps - 1), "replaced");
+                "replacing a file" | "files of no name" => {
+                    let replaced = worker.what == "replacing a file";
+                    let name = if replaced { "replaced" } else { "named" };
+                    let last = fs::read(path(name)).unwrap();
+                    assert!(last == record(steps - 1), "{name}");
                 }
                 what if what.starts_with("a counter") => counted += steps as u64,
                 _ => {}
@@ -164,6 +167,21 @@ fn temporary_files(folder: PathBuf) -> impl Step {
         file.read_exact_at(&mut back, 100).unwrap();
         assert!(back == record(number), "{number}");
         assert_eq!(file.metadata().unwrap().nlink(), 0);
+    }
+}
+
+/// A file is written before it has a name, and then takes the place of the last one.
+fn unnamed_files(folder: PathBuf) -> impl Step {
+    move |number| {
+        let mut options = File::options();
+        options.read(true).write(true).custom_flags(libc::O_TMPFILE);
+        let file = options.open(&folder).unwrap();
+        file.write_all_at(&record(number), 0).unwrap();
+        let (path, named) = (folder.join("tmp-named"), folder.join("named"));
+        let held = format!("/proc/self/fd/{}", file.as_raw_fd());
+        linkat(CWD, held, CWD, &path, AtFlags::SYMLINK_FOLLOW).unwrap();
+        fs::rename(&path, &named).unwrap();
+        assert!(fs::read(&named).unwrap() == record(number), "{number}");
     }
 }
 

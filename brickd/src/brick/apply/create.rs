@@ -60,8 +60,6 @@ impl NewObject<'_> {
 impl Inner {
     pub(super) fn create(&self, stamp: Stamp, step: &CreateStep) -> Result<(), Errno> {
         let (parent, gfid) = (some(step.parent)?, some(step.gfid)?);
-        let name = EntryName::new(parent, &step.name)?;
-        let (parent_hot, dir) = self.dir(parent)?;
         let state = State::new(stamp.time, stamp.time, stamp.number, stamp.number);
         let new = NewObject {
             gfid,
@@ -75,6 +73,11 @@ impl Inner {
             state,
             atime: stamp.time,
         };
+        if step.name.is_empty() {
+            return self.create_unnamed(&new);
+        }
+        let name = EntryName::new(parent, &step.name)?;
+        let (parent_hot, dir) = self.dir(parent)?;
         if new.file_type() == libc::S_IFDIR {
             self.create_dir(&new, parent, &dir, &name)?;
         } else {
@@ -123,6 +126,26 @@ impl Inner {
                 Err(error)
             }
         }
+    }
+
+    /// Makes a file that has no name yet. Its marker comes last: a crash before it leaves what is
+    /// swept, and with it this was done before.
+    fn create_unnamed(&self, new: &NewObject<'_>) -> Result<(), Errno> {
+        let hot = match self.make_node(new) {
+            Ok(hot) => hot,
+            Err(Errno::EXIST) if self.is_orphan(new.gfid) => return Ok(()),
+            Err(Errno::EXIST) => {
+                if self.stat_handle(&HandleName::of(new.gfid))?.st_nlink != 1 {
+                    return Err(Errno::EXIST);
+                }
+                self.drop_handle(new.gfid)?;
+                self.make_node(new)?
+            }
+            Err(error) => return Err(error),
+        };
+        self.mark_orphan(&HandleName::of(new.gfid))?;
+        self.insert_new(hot);
+        Ok(())
     }
 
     /// Makes a non-directory in its handle, complete. EEXIST when the handle is there.

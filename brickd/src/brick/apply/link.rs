@@ -25,6 +25,9 @@ impl Inner {
             let flags = AtFlags::empty();
             rustix::fs::linkat(&self.handle, handle.c_str(), &dir, name.c_str(), flags)
         })?;
+        if step.orphan {
+            self.unmark_orphan(&handle)?;
+        }
         self.listings.added(parent, name.bytes(), hot.file_type);
         self.touch(&hot, Touch::Attributes, stamp.time, stamp.number);
         self.touch(&parent_hot, Touch::Content, stamp.time, stamp.number);

@@ -118,6 +118,7 @@ fn an_empty_brick_becomes_a_copy() {
         gfid: Some(file),
         parent: Some(Gfid::ROOT),
         name: "hard".into(),
+        ..Default::default()
     }));
     // Objects in any order, then names, then directories once more for their times.
     for gfid in [file, dir, link, device] {
@@ -218,6 +219,7 @@ fn a_displaced_directory_is_freed_with_all_it_holds() {
         gfid: Some(kept),
         parent: Some(Gfid::ROOT),
         name: "elsewhere".into(),
+        ..Default::default()
     }));
     heal_name(&from, &to, Gfid::ROOT, "top");
     assert_eq!(to.brick().orphans().unwrap(), [top]);

@@ -11,6 +11,7 @@ fn link(gfid: Gfid, parent: Gfid, name: &str) -> Step {
         gfid: Some(gfid),
         parent: Some(parent),
         name,
+        orphan: false,
     })
 }
 
@@ -101,6 +102,42 @@ fn every_type_is_made_complete_and_found_again() {
     assert_eq!(fix.brick().read_link(made[2].2).unwrap(), "a/b");
     let device = std::fs::symlink_metadata(fix.root().join(&made[5].0)).unwrap();
     assert_eq!(std::os::unix::fs::MetadataExt::rdev(&device), 0);
+}
+
+#[test]
+fn a_file_without_a_name_is_an_orphan_until_it_gets_one() {
+    let mut fix = Fixture::new();
+    let (kept, named) = (fix.gfid(), fix.gfid());
+    let made = [kept, named].map(|gfid| fix.apply(create(Gfid::ROOT, "", gfid, 0o100_600)));
+    fix.write(named, 0, b"content");
+    let root = fix.object(Gfid::ROOT);
+    for life in 0..2 {
+        let object = fix.object(named);
+        assert_eq!((object.nlink, object.size), (0, 7), "life {life}");
+        assert_eq!(fix.brick().orphans().unwrap().len(), 2);
+        // Applied again: nothing to do.
+        for change in &made {
+            fix.brick().apply(change, &[]).unwrap();
+        }
+        fix.crash();
+    }
+    assert_eq!(fix.read_all(named), b"content");
+    assert_eq!(fix.object(Gfid::ROOT).mtime, root.mtime);
+    let Step::Link(step) = link(named, Gfid::ROOT, "n") else {
+        unreachable!()
+    };
+    let step = LinkStep {
+        orphan: true,
+        ..step
+    };
+    let linked = fix.apply(Step::Link(step));
+    assert_eq!(fix.brick().orphans().unwrap(), [kept]);
+    fix.brick().apply(&linked, &[]).unwrap();
+    assert_eq!(fix.lookup(Gfid::ROOT, "n").unwrap().nlink, 1);
+    fix.apply(Step::Free(FreeStep { gfid: Some(kept) }));
+    fix.reopen();
+    assert_eq!(fix.handles(), [named]);
+    assert!(fix.brick().orphans().unwrap().is_empty());
 }
 
 #[test]

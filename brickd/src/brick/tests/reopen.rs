@@ -109,6 +109,8 @@ fn a_crash_leaves_no_half_made_object() {
     let orphan = fix.file(Gfid::ROOT, "o");
     fix.apply(unlink(Gfid::ROOT, "o", orphan, true));
     let half = fix.file(Gfid::ROOT, "half");
+    let unnamed = fix.gfid();
+    fix.apply(create(Gfid::ROOT, "", unnamed, 0o100_600));
     let link = fix.gfid();
     let Step::Create(mut step) = create(Gfid::ROOT, "l", link, libc::S_IFLNK | 0o777) else {
         unreachable!()
@@ -128,6 +130,8 @@ fn a_crash_leaves_no_half_made_object() {
         )
         .unwrap();
         std::fs::write(root.join(format!(".mortar/orphan/{file}")), "").unwrap();
+        // Its handle is there, its marker is not yet.
+        std::fs::remove_file(root.join(format!(".mortar/orphan/{unnamed}"))).unwrap();
     });
     let mut expected = vec![file, orphan, dir];
     expected.sort();

@@ -160,6 +160,8 @@ fn random_name(random: &mut Random, tree: &Tree, view: &View) -> Step {
                 Bytes::new()
             };
             let mode = file_type | 0o640;
+            let has_name = file_type != libc::S_IFREG || random.below(4) > 0;
+            let name = if has_name { name } else { Bytes::new() };
             Step::Create(CreateStep {
                 parent,
                 name,
@@ -173,6 +175,7 @@ fn random_name(random: &mut Random, tree: &Tree, view: &View) -> Step {
             gfid: random.pick(&view.others),
             parent,
             name,
+            ..Default::default()
         }),
         7..9 => Step::Unlink(UnlinkStep {
             parent,

@@ -292,6 +292,7 @@ fn hard_links_are_links_again() {
             gfid: Some(file),
             parent: Some(dir),
             name,
+            orphan: false,
         };
         rig.change(Step::Link(step), b"").unwrap();
     }

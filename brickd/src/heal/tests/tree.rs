@@ -144,7 +144,8 @@ impl Tree {
         let time = change.time;
         match change.step.as_ref().ok_or(FsError::Invalid)? {
             Step::Create(step) => {
-                if self.held(step.parent, &step.name)?.is_some() {
+                let has_name = !step.name.is_empty();
+                if has_name && self.held(step.parent, &step.name)?.is_some() {
                     return Err(FsError::Exists);
                 }
                 let gfid = step.gfid.ok_or(FsError::Invalid)?;
@@ -158,9 +159,11 @@ impl Tree {
                 });
                 node.target = step.target.clone();
                 self.nodes.insert(gfid, node);
-                self.put(step.parent, &step.name, gfid);
                 self.touch(step.gfid, time);
-                self.touch(step.parent, time);
+                if has_name {
+                    self.put(step.parent, &step.name, gfid);
+                    self.touch(step.parent, time);
+                }
             }
             Step::Link(step) => {
                 let gfid = step.gfid.ok_or(FsError::Invalid)?;

@@ -18,12 +18,21 @@ const TARGET_BYTES_MAX: usize = 4095;
 pub(super) fn create(op: &Create, context: &Context<'_>) -> Result<Planned, PlanError> {
     let parent_gfid = context.named(op.parent)?;
     let gfid = op.gfid.ok_or(FsError::Invalid)?;
-    check_new_name(parent_gfid, &op.name)?;
+    let has_name = !op.name.is_empty();
+    if has_name {
+        check_new_name(parent_gfid, &op.name)?;
+    } else if !op.open || with_type(op.mode)? & S_IFMT != S_IFREG {
+        return Err(FsError::Invalid.into());
+    }
     let parent = context.directory(parent_gfid)?;
     if op.open {
         context.check_open()?;
     }
-    if let Some(found) = lookup(context.store, parent_gfid, &op.name)? {
+    let found = match has_name {
+        true => lookup(context.store, parent_gfid, &op.name)?,
+        false => made_before(gfid, context)?,
+    };
+    if let Some(found) = found {
         return found_instead(op, context, parent_gfid, &found);
     }
     let mode = with_type(op.mode)?;
@@ -57,8 +66,20 @@ pub(super) fn create(op: &Create, context: &Context<'_>) -> Result<Planned, Plan
         acl_default: made.default.into(),
         open: op.open,
     };
-    let planned = Planned::disk(Step::Create(step), vec![gfid, parent_gfid]);
+    let mut touched = vec![gfid];
+    touched.extend(has_name.then_some(parent_gfid));
+    let planned = Planned::disk(Step::Create(step), touched);
     Ok(planned.created().taking(bytes))
+}
+
+/// What a create without a name made before, if the record of that is lost.
+fn made_before(gfid: Gfid, context: &Context<'_>) -> Result<Option<Object>, PlanError> {
+    match context.object(gfid) {
+        Ok(found) if is_file(&found) && found.nlink == 0 => Ok(Some(found)),
+        Ok(_) => Err(FsError::Invalid.into()),
+        Err(PlanError::Refused(FsError::Stale)) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// The name is taken: by this very create, done before by a copy whose record is lost; by a file

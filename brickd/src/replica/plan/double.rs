@@ -200,10 +200,9 @@ fn create(
         object: Object {
             gfid: step.gfid,
             mode: step.mode,
-            nlink: if step.mode & libc::S_IFMT == libc::S_IFDIR {
-                2
-            } else {
-                1
+            nlink: match step.mode & libc::S_IFMT {
+                libc::S_IFDIR => 2,
+                _ => u32::from(!step.name.is_empty()),
             },
             uid: step.uid,
             gid: step.gid,
@@ -226,6 +225,9 @@ fn create(
     }
     let gfid = step.gfid.unwrap_or_default();
     assert!(nodes.insert(gfid, made).is_none(), "created twice");
+    if step.name.is_empty() {
+        return Ok(());
+    }
     enter(nodes, step.parent, &step.name, gfid)
 }
 

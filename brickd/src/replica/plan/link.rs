@@ -19,7 +19,8 @@ pub(super) fn link(op: &Link, context: &Context<'_>) -> Result<Planned, PlanErro
     if is_dir(&object) {
         return Err(FsError::NotPermitted.into());
     }
-    if object.nlink == 0 {
+    let orphan = object.nlink == 0;
+    if orphan && !op.unnamed {
         return Err(FsError::NotFound.into());
     }
     context.check_links(&object)?;
@@ -28,6 +29,7 @@ pub(super) fn link(op: &Link, context: &Context<'_>) -> Result<Planned, PlanErro
         gfid: Some(gfid),
         parent: Some(parent),
         name: op.name.clone(),
+        orphan,
     };
     let planned = Planned::disk(Step::Link(step), vec![gfid, parent]);
     Ok(planned.taking(METADATA_BYTES))

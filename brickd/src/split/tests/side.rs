@@ -292,6 +292,7 @@ impl Side {
                     gfid: Some(*gfid),
                     parent: Some(parent.1),
                     name: Bytes::from(name.into_bytes()),
+                    unnamed: false,
                 };
                 self.step(OpKind::Link(link), &[])
             }

@@ -38,6 +38,7 @@ fn link(gfid: Gfid, name: &'static str) -> OpKind {
         gfid: Some(gfid),
         parent: Some(Gfid::ROOT),
         name: name.into(),
+        unnamed: false,
     })
 }
 
@@ -63,6 +64,46 @@ fn a_create_answers_with_object_and_parent() {
     assert_eq!(found.objects, [object]);
     // The very same create once more, its record lost: recognised.
     assert!(set.done(OpKind::Create(op)).created && set.last.is_none());
+}
+
+#[test]
+fn a_file_is_made_without_a_name_and_named_later() {
+    let mut set = Set::new();
+    let op = Create {
+        open: true,
+        ..create_op(Gfid::ROOT, "", FILE | 0o666)
+    };
+    let answered = set.done(OpKind::Create(op.clone()));
+    let gfid = returned(&answered).unwrap();
+    assert!(answered.created && answered.objects.len() == 1);
+    assert_eq!(answered.objects[0].nlink, 0);
+    assert!(set.memory.has_open(set.session, gfid) && set.memory.is_orphan(gfid));
+    // The very same create once more, its record lost: recognised.
+    assert!(set.done(OpKind::Create(op.clone())).created && set.last.is_none());
+    // Who does not know that it has no name means another file.
+    set.refused(link(gfid, "n"), FsError::NotFound);
+    let OpKind::Link(known) = link(gfid, "n") else {
+        unreachable!()
+    };
+    let known = Link {
+        unnamed: true,
+        ..known
+    };
+    let answered = set.done(OpKind::Link(known));
+    assert_eq!(answered.objects[0].nlink, 1);
+    assert!(!set.memory.is_orphan(gfid));
+    set.refused(OpKind::Create(op.clone()), FsError::Invalid);
+    let unlike = |mode, open| {
+        OpKind::Create(Create {
+            mode,
+            open,
+            gfid: Some(pick(Gfid::ROOT, b"")),
+            ..op.clone()
+        })
+    };
+    set.refused(unlike(FILE, false), FsError::Invalid);
+    set.refused(unlike(DIR, true), FsError::Invalid);
+    set.refused(unlike(LINK, true), FsError::Invalid);
 }
 
 #[test]

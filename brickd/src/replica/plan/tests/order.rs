@@ -39,6 +39,7 @@ fn random_op(random: &mut StdRng, set: &Set) -> OpKind {
             gfid,
             parent,
             name: at.into(),
+            unnamed: false,
         }),
         5 => OpKind::Unlink(Unlink {
             parent,

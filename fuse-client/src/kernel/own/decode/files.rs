@@ -6,7 +6,7 @@ use super::names::kill;
 use super::{
     Body, COPY_FILE_RANGE, CREATE, DecodeError, FALLOCATE, FLUSH, FSYNC, FSYNCDIR, Fields, GETLK,
     Head, IOCTL, LSEEK, OPEN, OPENDIR, READ, READDIRPLUS, RELEASE, RELEASEDIR, Room, SETLK, SETLKW,
-    WRITE,
+    TMPFILE, WRITE,
 };
 use crate::cache::NodeId;
 use crate::fs::{Detail, LockAsk, LockRange, OpenHow};
@@ -21,6 +21,7 @@ pub(super) fn decode<'a>(
 ) -> Result<Request<'a>, DecodeError> {
     Ok(head.request(match opcode {
         CREATE => return create(head, fields),
+        TMPFILE => return create_unnamed(head, fields),
         OPEN => {
             let (flags, more) = (fields.u32()?, fields.u32()?);
             Operation::Open(open_how(flags, more))
@@ -114,6 +115,15 @@ fn create<'a>(head: Head, fields: &mut Fields<'a>) -> Result<Request<'a>, Decode
         mode,
         how: open_how(flags, more),
     };
+    Ok(head.with_umask(umask).request(op))
+}
+
+/// As CREATE, with a name that says nothing.
+fn create_unnamed<'a>(head: Head, fields: &mut Fields<'a>) -> Result<Request<'a>, DecodeError> {
+    let (flags, mode) = (fields.u32()?, fields.u32()?);
+    let (umask, more) = (fields.u32()?, fields.u32()?);
+    let how = open_how(flags, more);
+    let op = Operation::CreateUnnamed { mode, how };
     Ok(head.with_umask(umask).request(op))
 }
 

@@ -127,6 +127,7 @@ pub fn every_kind() -> Vec<Raw> {
         new(FLUSH).u64(1).u64(0).u64(3),
         new(ACCESS).u32(4).u32(0),
         new(CREATE).u32(2).u32(0o644).u32(0o22).u32(0).name(b"n"),
+        new(TMPFILE).u32(2).u32(0o644).u32(0o22).u32(0).name(b"/"),
         new(INTERRUPT).u64(1000),
         new(IOCTL).u64(1).u32(0).u32(0).u64(0).u32(0).u32(0),
         new(BATCH_FORGET).u32(2).u32(0).u64(1).u64(1).u64(2).u64(1),

@@ -100,6 +100,8 @@ pub enum Invited {
 pub trait Registry: Send + Sync + 'static {
     /// The applied state of this peer; needs no quorum.
     fn view(&self) -> Arc<View>;
+    /// The view as it is or became after this was called: needs a quorum. An error says why not.
+    fn current_view(&self) -> BoxFuture<'_, Result<Arc<View>, String>>;
     /// This host, as the pool knows it, or would if there were one yet.
     fn local(&self) -> Peer;
     /// Makes one change. A refusal by the state itself is in the outcome.

@@ -123,15 +123,19 @@ impl AdminService {
                 "Self-heal-daemon is disabled. Heal will not be triggered on volume {name}"
             )));
         }
-        let view = self.registry.view();
+        let (view, note) = self.newest_view().await;
         let request = &request;
         let asks = holders(&view, name)
             .into_iter()
             .map(|peer| async move { (peer, self.heal_at(peer, request.clone()).await) });
         let answers = join_all(asks).await;
+        let message = match launches {
+            true => launched(&answers)?,
+            false => note,
+        };
         let done = Done {
             failed: false,
-            message: launched(launches, &answers)?,
+            message,
         };
         let bricks = if launches {
             Vec::new()
@@ -148,10 +152,7 @@ impl AdminService {
 type Answers<'a> = Vec<(&'a Peer, Result<VolumeHealReply, Refusal>)>;
 
 /// The words for the peers that did not take a launch; refused when none did.
-fn launched(launches: bool, answers: &Answers<'_>) -> Result<String, Refusal> {
-    if !launches {
-        return Ok(String::new());
-    }
+fn launched(answers: &Answers<'_>) -> Result<String, Refusal> {
     let refusals: Vec<String> = answers
         .iter()
         .filter_map(|(_, answer)| match answer {

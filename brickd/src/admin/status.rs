@@ -1,6 +1,8 @@
 //! `volume status`: what the registry wants of each brick beside what its host says of it.
 
 use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
 
 use mortar_proto::control::{BrickState, CopyRole, Done, VolumeStatusReply};
 use mortar_proto::registry::{Brick, BrickStatus, View, Volume, VolumeStatus};
@@ -8,10 +10,13 @@ use mortar_proto::registry::{Brick, BrickStatus, View, Volume, VolumeStatus};
 use super::AdminService;
 use super::reach::no_answer;
 
+/// How long a report waits for the registry.
+const NEWEST_VIEW_WITHIN: Duration = Duration::from_millis(1_500);
+
 impl AdminService {
     /// One volume, or (empty name) all of them in `others`, sorted by name.
     pub(super) async fn volume_status(&self, name: &str) -> VolumeStatusReply {
-        let view = self.registry.view();
+        let (view, note) = self.newest_view().await;
         if !name.is_empty() {
             let Some(volume) = view.volumes.get(name) else {
                 return VolumeStatusReply {
@@ -20,7 +25,10 @@ impl AdminService {
                 };
             };
             let states = self.brick_states(&view, name).await;
-            return of_volume(&view, volume, &states);
+            return VolumeStatusReply {
+                note,
+                ..of_volume(&view, volume, &states)
+            };
         }
         let states = self.brick_states(&view, "").await;
         let mut volumes: Vec<&Volume> = view.volumes.values().collect();
@@ -31,8 +39,24 @@ impl AdminService {
             .collect();
         VolumeStatusReply {
             others,
+            note,
             ..Default::default()
         }
+    }
+
+    /// The view as a majority of the registry has it; or this peer's own, and the words for that,
+    /// when no majority answers. A peer that was cut off believes for some seconds after its return
+    /// in copies that went out meanwhile: whoever then takes down another host by what it says
+    /// takes down the only copy in sync.
+    pub(super) async fn newest_view(&self) -> (Arc<View>, String) {
+        let current = self.registry.current_view();
+        let why = match tokio::time::timeout(NEWEST_VIEW_WITHIN, current).await {
+            Ok(Ok(view)) => return (view, String::new()),
+            Ok(Err(why)) => why,
+            Err(_) => "no majority has answered in time".to_owned(),
+        };
+        let note = format!("what this peer knows of the volume may be old: {why}");
+        (self.registry.view(), note)
     }
 }
 
@@ -52,7 +76,7 @@ fn of_volume(view: &View, volume: &Volume, states: &HashMap<u64, BrickState>) ->
         volume: Some(volume.clone()),
         bricks,
         problem,
-        others: Vec::new(),
+        ..Default::default()
     }
 }
 
@@ -79,6 +103,10 @@ fn of_brick(
             if state.port == 0 {
                 state.port = view.peers.get(&brick.peer).map_or(0, |peer| peer.port);
             }
+            if believes_in_sync(&state) && is_put_out(volume, &state) {
+                state.set_role(CopyRole::CopyOut);
+                state.detail = "not in sync; it has not heard of that yet".to_owned();
+            }
             if stopped && !state.online && state.detail.is_empty() {
                 state.detail = stopped_detail();
             }
@@ -99,6 +127,23 @@ fn of_brick(
             ..Default::default()
         },
     }
+}
+
+fn believes_in_sync(state: &BrickState) -> bool {
+    matches!(state.role(), CopyRole::CopyPrimary | CopyRole::CopyBackup)
+}
+
+/// Whether the registry knows an epoch without this life of the brick that is not older than the
+/// brick's own.
+fn is_put_out(volume: &Volume, state: &BrickState) -> bool {
+    let mut sets = volume.sets.iter();
+    let set = sets.find(|set| set.bricks.contains(&state.id));
+    set.and_then(|set| set.epoch.as_ref()).is_some_and(|epoch| {
+        let mut in_sync = epoch.in_sync.iter();
+        let is_listed =
+            in_sync.any(|copy| copy.brick == state.id && copy.incarnation == state.incarnation);
+        epoch.number >= state.epoch_number && !is_listed
+    })
 }
 
 fn refused(message: String) -> Option<Done> {

@@ -75,6 +75,9 @@ fn report(name: &str, action: HealAction, reply: &VolumeHealReply) -> String {
             "Gathering count of entries to be healed on volume {name} has been successful \n"
         );
     }
+    if let Some(note) = note(reply) {
+        let _ = writeln!(text, "Note: {note}\n");
+    }
     for brick in &reply.bricks {
         let _ = writeln!(text, "Brick {}", brick_name(&brick.host, &brick.path));
         match action {
@@ -88,6 +91,12 @@ fn report(name: &str, action: HealAction, reply: &VolumeHealReply) -> String {
         text.push('\n');
     }
     text
+}
+
+/// Why a report may be old.
+fn note(reply: &VolumeHealReply) -> Option<&str> {
+    let done = reply.done.as_ref()?;
+    (!done.message.is_empty()).then_some(done.message.as_str())
 }
 
 fn info(text: &mut String, brick: &BrickHeal) {
@@ -188,7 +197,7 @@ fn number(brick: &BrickHeal, count: u64) -> String {
     }
 }
 
-/// `{"bricks": [{host, path, name, status, total, split_brain, healing, bytes_pending,
+/// `{"note", "bricks": [{host, path, name, status, total, split_brain, healing, bytes_pending,
 /// bytes_healed, seconds_left, entries: [{path, gfid, why, split_brain, healing}]}]}`; total is
 /// null for a brick that does not answer.
 fn to_json(reply: &VolumeHealReply) -> Value {
@@ -216,5 +225,5 @@ fn to_json(reply: &VolumeHealReply) -> Value {
             "entries": entries.collect::<Vec<Value>>(),
         })
     });
-    json!({ "bricks": bricks.collect::<Vec<Value>>() })
+    json!({ "note": note(reply), "bricks": bricks.collect::<Vec<Value>>() })
 }

@@ -32,6 +32,7 @@ pub async fn run(words: &[String], session: &Session<'_>) -> Result<Report, Fail
         volume: name.unwrap_or_default().to_owned(),
     };
     let reply = session.call(client.volume_status(request)).await?;
+    let note = reply.note.clone();
     let replies = match name {
         Some(_) => vec![reply],
         None => reply.others,
@@ -39,14 +40,18 @@ pub async fn run(words: &[String], session: &Session<'_>) -> Result<Report, Fail
     if let (Some(_), Some(problem)) = (name, replies.first().and_then(|one| one.problem.as_ref())) {
         return Err(Failure(problem.message.clone()));
     }
-    let text = match view {
+    let mut text: String = match view {
         _ if replies.is_empty() => "No volumes present\n".to_owned(),
         StatusView::Table => replies.iter().map(table).collect(),
         StatusView::Detail => replies.iter().map(detail).collect(),
         StatusView::Clients => replies.iter().map(clients).collect(),
     };
+    if !note.is_empty() {
+        let _ = writeln!(text, "Note: {note}");
+    }
     let json: Vec<Value> = replies.iter().map(to_json).collect();
-    Ok(Report::new(text, json!({ "volumes": json })))
+    let note = (!note.is_empty()).then_some(note);
+    Ok(Report::new(text, json!({ "note": note, "volumes": json })))
 }
 
 fn table(reply: &VolumeStatusReply) -> String {
@@ -202,7 +207,7 @@ fn clients(reply: &VolumeStatusReply) -> String {
     text
 }
 
-/// `{"volumes": [{name, status, problem, bricks: [{id, name, host, path, port, online, pid, role,
+/// `{"note", "volumes": [{name, status, problem, bricks: [{id, name, host, path, port, online, pid, role,
 /// detail, epoch, incarnation, file_system, device, mount_options, inode_bytes, bytes_free,
 /// bytes_total, inodes, inodes_free, clients: [{host, pid, mount_point, bytes_read,
 /// bytes_written, session}]}]}]}`

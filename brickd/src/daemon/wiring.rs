@@ -18,6 +18,10 @@ impl admin::Registry for AdminRegistry {
         self.0.view()
     }
 
+    fn current_view(&self) -> BoxFuture<'_, Result<Arc<View>, String>> {
+        Box::pin(async move { self.0.barrier().await.map_err(|error| error.to_string()) })
+    }
+
     fn local(&self) -> Peer {
         self.0.local()
     }

@@ -48,7 +48,7 @@ fn status_reply() -> VolumeStatusReply {
         volume,
         bricks: vec![up, down],
         problem: None,
-        others: Vec::new(),
+        ..Default::default()
     }
 }
 

@@ -10,7 +10,7 @@ use mortar_proto::control::admin_client::AdminClient;
 use mortar_proto::control::pool_client::PoolClient;
 use mortar_proto::control::{
     BrickState, CopyRole, Empty, HealAction, RegistryStatusReply, VolumeHealReply,
-    VolumeHealRequest, VolumeName, WatchViewRequest,
+    VolumeHealRequest, VolumeName, VolumeStatusReply, WatchViewRequest,
 };
 use mortar_proto::registry::{ReplicaSet, View, Volume};
 use tonic::transport::{Channel, Endpoint};
@@ -314,25 +314,27 @@ impl Host {
 
     /// The bricks of `volume status V`, typed.
     pub fn brick_states(&self, volume: &str) -> Result<Vec<BrickState>, String> {
+        Ok(self.volume_status(volume)?.bricks)
+    }
+
+    fn volume_status(&self, volume: &str) -> Result<VolumeStatusReply, String> {
         let request = VolumeName {
             volume: volume.to_owned(),
         };
-        let reply = self.ask_admin(async |mut admin| admin.volume_status(request).await)?;
-        Ok(reply.bricks)
+        self.ask_admin(async |mut admin| admin.volume_status(request).await)
     }
 
     /// Whether every copy is in the epoch with the incarnation that runs, or why not.
     pub fn in_sync(&self, volume: &str) -> Result<(), String> {
-        let view = self.view()?;
-        let known = view
-            .volumes
-            .get(volume)
-            .ok_or_else(|| format!("no volume {volume}"))?;
-        let states = self.brick_states(volume)?;
+        let status = self.volume_status(volume)?;
+        if !status.note.is_empty() {
+            return Err(status.note);
+        }
+        let known = status.volume.ok_or_else(|| format!("no volume {volume}"))?;
         known
             .sets
             .iter()
-            .try_for_each(|set| set_in_sync(set, &states))
+            .try_for_each(|set| set_in_sync(set, &status.bricks))
     }
 
     fn ask_admin<Reply>(

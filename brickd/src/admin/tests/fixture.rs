@@ -122,10 +122,7 @@ impl Pool {
     pub fn set_in_sync(&self, name: &str, places: &[usize]) {
         let mut state = self.registry.state.lock().unwrap();
         let volume = state.volumes.get_mut(name).unwrap();
-        let copy = |place: &usize| Copy {
-            brick: volume.bricks[*place].id,
-            incarnation: 77,
-        };
+        let copy = |place: &usize| copy_of(volume.bricks[*place].id);
         let in_sync: Vec<Copy> = places.iter().map(copy).collect();
         volume.sets[0].epoch.as_mut().unwrap().in_sync = in_sync;
     }
@@ -150,6 +147,7 @@ impl Pool {
             epoch: Some(Epoch {
                 number: 4,
                 id: random_id(),
+                in_sync: bricks.iter().map(|brick| copy_of(brick.id)).collect(),
                 ..Default::default()
             }),
             ..Default::default()
@@ -169,6 +167,14 @@ impl Pool {
             .unwrap()
             .volumes
             .insert(name.to_owned(), volume);
+    }
+}
+
+/// In the life that [`FakeBricks`] speak of.
+fn copy_of(brick: u64) -> Copy {
+    Copy {
+        brick,
+        incarnation: 77,
     }
 }
 
@@ -218,6 +224,8 @@ impl crate::admin::Peers for OnLoopback {
 pub struct FakeRegistry {
     state: Mutex<View>,
     fail: Mutex<Option<ProposeError>>,
+    /// Why no majority confirms the view, if none does.
+    alone: Mutex<Option<String>>,
     epoch_change: Mutex<Option<What>>,
 }
 
@@ -225,6 +233,11 @@ impl FakeRegistry {
     /// The next proposal is not applied and fails so.
     pub fn fail_next(&self, error: ProposeError) {
         *self.fail.lock().unwrap() = Some(error);
+    }
+
+    /// This peer reaches no majority of the voters from now on.
+    pub fn cut_off(&self, why: &str) {
+        *self.alone.lock().unwrap() = Some(why.to_owned());
     }
 
     pub fn last_epoch_change(&self) -> Option<What> {
@@ -310,6 +323,14 @@ impl FakeRegistry {
 impl Registry for FakeRegistry {
     fn view(&self) -> Arc<View> {
         Arc::new(self.state.lock().unwrap().clone())
+    }
+
+    fn current_view(&self) -> BoxFuture<'_, Result<Arc<View>, String>> {
+        let outcome = match self.alone.lock().unwrap().clone() {
+            Some(why) => Err(why),
+            None => Ok(self.view()),
+        };
+        Box::pin(std::future::ready(outcome))
     }
 
     fn local(&self) -> Peer {

@@ -236,6 +236,7 @@ impl<'a> Hands<'a> {
             to_name: to.name.clone(),
             how: how.into(),
             whiteout: None,
+            to_gfid: None,
         };
         self.call(OpKind::Rename(rename)).map(drop)
     }

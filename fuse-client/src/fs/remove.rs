@@ -46,7 +46,7 @@ impl Fs {
         check_entry_name(to.1)?;
         let (from_gfid, to_gfid) = (self.inodes.gfid(from.0)?, self.inodes.gfid(to.0)?);
         let mut moved = self.names.get(from_gfid, from.1);
-        let replaced = self.names.get(to_gfid, to.1);
+        let mut replaced = self.names.get(to_gfid, to.1);
         let leaves_whiteout = matches!(
             how,
             RenameMode::RenameWhiteout | RenameMode::RenameWhiteoutNoreplace
@@ -60,21 +60,25 @@ impl Fs {
             to_name: Bytes::copy_from_slice(to.1),
             how: how.into(),
             whiteout,
+            // Of an exchange alone: the kernel looks up any other new name for the rename itself.
+            to_gfid: replaced.filter(|_| how == RenameMode::RenameExchange),
         };
+        let is_sure = moved.is_some() || rename.to_gfid.is_some();
         let is_second_try = self.renames.was_refused(caller.pid);
         let outcome = self.change_op(caller, op::Op::Rename(rename.clone()), Effect::Once);
         let (result, _) = match outcome {
             // The kernel would give the new name to the object that it knows by the old one, which
             // another mount has put another in the place of. On ESTALE it looks both names up anew.
-            Err(FsError::Stale) if moved.is_some() && !is_second_try => {
+            Err(FsError::Stale) if is_sure && !is_second_try => {
                 self.names.remove(from_gfid, from.1);
+                self.names.remove(to_gfid, to.1);
                 self.renames.refused(caller.pid);
                 return Err(FsError::Stale);
             }
             // That goes on while the kernel looks: a program gets no error by it.
-            Err(FsError::Stale) if moved.is_some() => {
-                rename.gfid = None;
-                moved = None;
+            Err(FsError::Stale) if is_sure => {
+                (rename.gfid, rename.to_gfid) = (None, None);
+                (moved, replaced) = (None, None);
                 self.change_op(caller, op::Op::Rename(rename), Effect::Once)?
             }
             outcome => outcome?,
@@ -82,12 +86,17 @@ impl Fs {
         let was_guessed = moved.is_none();
         let moved = moved.or_else(|| result.objects.first().and_then(|object| object.gfid));
         self.names_moved((from_gfid, from.1), (to_gfid, to.1), how, moved, replaced);
+        // What the kernel will take the names for may be other objects.
+        let mut doubtful = Vec::new();
+        if how == RenameMode::RenameExchange && replaced.is_none() {
+            doubtful.push(from);
+        }
         if was_guessed {
-            // What the kernel will take the new name for may be another object.
-            self.notes.push(Note::DropName {
-                parent: to.0,
-                name: to.1.into(),
-            });
+            doubtful.push(to);
+        }
+        for (parent, name) in doubtful {
+            let name = name.into();
+            self.notes.push(Note::DropName { parent, name });
         }
         if let Some(replaced) = replaced {
             self.inodes.expire(self.inodes.node(replaced));

@@ -176,3 +176,31 @@ fn what_is_renamed_is_what_the_name_holds_and_found_so_at_once() {
     assert_eq!(fs::read(second.join("elsewhere/id")).unwrap(), b"one");
     mount.assert_quiet();
 }
+
+/// The same of the other side of an exchange, which the kernel does not look up for it either.
+#[test]
+fn what_is_exchanged_is_what_both_names_hold() {
+    let mut mount = Mount::new();
+    let second = mount.second();
+    for name in ["one", "two", "three"] {
+        fs::create_dir(mount.path(name)).unwrap();
+        fs::write(mount.path(name).join("id"), name).unwrap();
+    }
+    let id = |name: &str| fs::read_to_string(mount.path(name).join("id")).unwrap();
+    assert_eq!((id("one"), id("two")), ("one".to_owned(), "two".to_owned()));
+    fs::rename(second.join("two"), second.join("elsewhere")).unwrap();
+    fs::rename(second.join("three"), second.join("two")).unwrap();
+    rustix::fs::renameat_with(
+        rustix::fs::CWD,
+        mount.path("one"),
+        rustix::fs::CWD,
+        mount.path("two"),
+        rustix::fs::RenameFlags::EXCHANGE,
+    )
+    .unwrap();
+    assert_eq!(
+        (id("one"), id("two")),
+        ("three".to_owned(), "one".to_owned())
+    );
+    mount.assert_quiet();
+}

@@ -287,6 +287,11 @@ impl Tree {
                 match (o.how(), there) {
                     (RenameMode::RenameNoreplace, Some(_)) => return Err(FsError::Exists),
                     (RenameMode::RenameExchange, None) => return Err(FsError::NotFound),
+                    (RenameMode::RenameExchange, Some(there))
+                        if o.to_gfid.is_some_and(|meant| meant != there) =>
+                    {
+                        return Err(FsError::Stale);
+                    }
                     _ => {}
                 }
                 self.changed(from, true)?.children.remove(&o.from_name[..]);

@@ -67,6 +67,10 @@ fn look<'a>(op: &'a Rename, context: &Context<'_>) -> Result<Looked<'a>, PlanErr
         Some(object) => Some((gfid_of(&object)?, object)),
         None => None,
     };
+    let found = target.as_ref().map(|(gfid, _)| *gfid);
+    if op.to_gfid.is_some() && found.is_some() && op.to_gfid != found {
+        return Err(FsError::Stale.into());
+    }
     Ok(Looked {
         op,
         how,

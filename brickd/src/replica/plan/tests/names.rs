@@ -424,3 +424,24 @@ fn an_absent_gfid_is_the_previous_operations() {
     assert_eq!(set.plan(&op).err(), Some(FsError::Invalid));
     set.refused(OpKind::Open(Open::default()), FsError::Invalid);
 }
+
+#[test]
+fn an_exchange_is_of_the_two_objects_that_are_meant() {
+    let mut set = Set::new();
+    let (one, two) = (set.file("one", b""), set.file("two", b""));
+    let exchange = |gfid, to_gfid| {
+        OpKind::Rename(Rename {
+            gfid: Some(gfid),
+            to_gfid: Some(to_gfid),
+            ..rename_op(
+                (Gfid::ROOT, "one"),
+                (Gfid::ROOT, "two"),
+                RenameMode::RenameExchange,
+            )
+        })
+    };
+    set.refused(exchange(one, one), FsError::Stale);
+    set.refused(exchange(two, two), FsError::Stale);
+    set.done(exchange(one, two));
+    set.done(exchange(two, one));
+}

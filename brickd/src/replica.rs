@@ -9,6 +9,7 @@
 
 pub mod absent;
 pub mod answers;
+mod background;
 mod beacons;
 mod connections;
 pub mod core;
@@ -30,6 +31,7 @@ pub mod sessions;
 pub mod space;
 pub mod split;
 pub mod streams;
+mod table;
 pub mod timers;
 pub mod times;
 
@@ -46,6 +48,7 @@ use mortar_proto::registry::{Epoch, Limits};
 use tracing::{info, warn};
 
 use self::absent::Absent;
+use self::background::Postponed;
 use self::connections::Connections;
 use self::core::{Command, Core, Gone, Proposed, RegistryView, Role, Timing};
 use self::gate::Gate;
@@ -127,6 +130,7 @@ pub struct Replica {
     /// The comparison of in-sync copies that runs, or ran last. Taken alone.
     scrub: Mutex<Option<Arc<crate::heal::scrub::Scrub>>>,
     conflicts: Conflicts,
+    postponed: Postponed,
     times: Mutex<SetTime>,
     /// Id of the last query that each copy has answered.
     answered_queries: Mutex<HashMap<BrickId, u64>>,
@@ -183,6 +187,7 @@ impl Replica {
             healing: healing::Healing::default(),
             scrub: Mutex::default(),
             conflicts: Conflicts::default(),
+            postponed: Postponed::default(),
             times: Mutex::default(),
             answered_queries: Mutex::default(),
             stored_epoch: Mutex::new(stored.epoch.as_ref().map_or(0, |epoch| epoch.number)),
@@ -542,21 +547,6 @@ impl Replica {
                 };
                 self.ports.send(brick, link_message::What::Goodbye(goodbye));
             }
-        }
-    }
-
-    fn in_background(
-        self: &Arc<Self>,
-        name: &str,
-        work: impl FnOnce(&Arc<Replica>) + Send + 'static,
-    ) {
-        let replica = Arc::clone(self);
-        let spawned = std::thread::Builder::new()
-            .name(name.to_owned())
-            .spawn(move || work(&replica))
-            .map(drop);
-        if let Err(error) = spawned {
-            tracing::error!(%error, name, "no thread could be started");
         }
     }
 

@@ -18,7 +18,7 @@ use bytes::Bytes;
 pub const MAGIC: [u8; 4] = *b"MRTR";
 /// Bytes before the header.
 pub const PREAMBLE_BYTES: usize = 20;
-/// Largest header: a listing page or a joining copy's result table stays below it.
+/// Largest header: a listing page, or a part of a joining copy's table, stays below it.
 pub const HEADER_BYTES_MAX: usize = 4 << 20;
 /// Largest payload: one FUSE write of 1 MiB and some room.
 pub const PAYLOAD_BYTES_MAX: usize = 2 << 20;

@@ -172,11 +172,14 @@ impl Replica {
                 return Err(FrameError::Closed);
             }
             self.absent.heard(&ordered.synced);
-            if ordered.joined {
+            if ordered.table_begins {
+                self.lock_memory().clear();
+            }
+            if !ordered.table.is_empty() || !ordered.sessions.is_empty() {
                 let mut memory = self.lock_memory();
-                memory.clear();
                 memory.import(&ordered.table, &ordered.sessions);
-                drop(memory);
+            }
+            if ordered.table_ends {
                 // Only a copy that holds them may be chosen as primary.
                 let kind = AckKind::AckTable.into();
                 self.answer(Ack {

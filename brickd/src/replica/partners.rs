@@ -15,8 +15,8 @@ use super::absent::is_heal;
 use super::answers::{Answers, Reader, Turn, has_come};
 use super::core::{Answer, Role, Votes};
 use super::pending::{Stage, Wait, Waiter};
-use super::streams::{Numbered, StreamSerial, Unanswered, lock_unanswered};
-use super::{Replica, now_ms};
+use super::streams::{Numbered, Outgoing, StreamSerial, Unanswered, lock_unanswered};
+use super::{Replica, now_ms, table};
 
 /// A stream that could not be opened is tried again after this.
 const RETRY: Duration = Duration::from_millis(100);
@@ -124,12 +124,25 @@ impl Replica {
         };
         self.run(commands);
         let ended = self.read_answers(&answers);
-        self.streams.detach(to, serial);
-        if self.streams.wants(to, serial) {
-            self.mark_unanswered_of_syncing(to);
-            self.event(|core, now| core.stream_down(to, now));
-        }
+        let commands = self.detach(to, serial);
+        self.run(commands);
         ended
+    }
+
+    /// The connection of this very stream broke. All that follows from it is under one order lock:
+    /// the next stream to the copy must not be taken for the one that is down.
+    fn detach(&self, to: BrickId, serial: StreamSerial) -> Vec<super::core::Command> {
+        self.streams.shut_one(to, serial);
+        let mut streams = self.streams.lock();
+        let ours = streams
+            .get_mut(&to)
+            .filter(|stream| stream.serial == serial);
+        let Some(stream) = ours else {
+            return Vec::new();
+        };
+        stream.detach();
+        self.mark_unanswered_of_syncing(to, stream);
+        self.lock_core().stream_down(to, now_ms())
     }
 
     fn attach(
@@ -282,11 +295,7 @@ impl Replica {
     }
 
     /// The stream to a syncing copy broke: what it did not answer, it may lack.
-    fn mark_unanswered_of_syncing(&self, to: BrickId) {
-        let mut streams = self.streams.lock();
-        let Some(stream) = streams.get_mut(&to) else {
-            return;
-        };
+    fn mark_unanswered_of_syncing(&self, to: BrickId, stream: &mut Outgoing) {
         if stream.joined || self.is_in_sync(to) {
             return;
         }
@@ -392,9 +401,12 @@ impl Replica {
             return self.event(|core, now| core.heal_failed(to, now));
         }
         let mut streams = self.streams.lock();
-        let (table, sessions) = self.lock_memory().export();
+        if !self.lock_core().awaits_table(to) {
+            return; // Its stream broke meanwhile, and this would make the next one a joined one.
+        }
+        let (results, sessions) = self.lock_memory().export();
         if let Some(stream) = streams.get_mut(&to) {
-            stream.send_table(to, table, sessions);
+            stream.send_table(to, &table::parts(results, sessions));
             stream.joined = true;
         }
     }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use mortar_common::{BrickId, Incarnation};
-use mortar_proto::data::{Change, CopySynced, Ordered, Recorded, SessionState};
+use mortar_proto::data::{Change, CopySynced, Ordered};
 use mortar_proto::frame::{self, Kind};
 use tracing::debug;
 
@@ -154,7 +154,8 @@ impl Streams {
         }
     }
 
-    fn shut_one(&self, to: BrickId, serial: StreamSerial) {
+    /// Breaks the connection of this very stream.
+    pub fn shut_one(&self, to: BrickId, serial: StreamSerial) {
         let mut shutters = self.shutters();
         if shutters.get(&to).is_some_and(|(of, _)| *of == serial)
             && let Some((_, socket)) = shutters.remove(&to)
@@ -216,17 +217,6 @@ impl Streams {
         }
         stream.flush(to);
     }
-
-    /// Forgets a connection of this very stream that broke.
-    pub fn detach(&self, to: BrickId, serial: StreamSerial) {
-        self.shut_one(to, serial);
-        if let Some(stream) = self.lock().get_mut(&to)
-            && stream.serial == serial
-        {
-            stream.writer = None;
-            stream.answers = None;
-        }
-    }
 }
 
 impl Outgoing {
@@ -252,20 +242,19 @@ impl Outgoing {
         }
     }
 
-    /// Sends sessions, opens, locks and results.
-    pub fn send_table(&mut self, to: BrickId, table: Vec<Recorded>, sessions: Vec<SessionState>) {
+    /// Sends sessions, opens, locks and results, in parts.
+    pub fn send_table(&mut self, to: BrickId, parts: &[Ordered]) {
         self.has_table = true;
-        self.write(
-            to,
-            &Ordered {
-                table,
-                sessions,
-                joined: true,
-                ..Default::default()
-            },
-            &Bytes::new(),
-        );
+        for part in parts {
+            self.write(to, part, &Bytes::new());
+        }
         self.flush(to);
+    }
+
+    /// Forgets a connection that broke.
+    pub fn detach(&mut self) {
+        self.writer = None;
+        self.answers = None;
     }
 
     fn flush(&mut self, to: BrickId) {
@@ -329,7 +318,7 @@ mod tests {
         streams.attach(COPY, stream, near, Vec::new());
         drop(table);
         // What the first thread still does is about its own stream.
-        streams.detach(COPY, first);
+        streams.shut_one(COPY, first);
         streams.close_one(COPY, first);
         assert!(streams.lock().get(&COPY).unwrap().writer.is_some());
         far.set_nonblocking(true).unwrap();

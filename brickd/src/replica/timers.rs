@@ -19,7 +19,8 @@ const SESSIONS_EVERY: Duration = Duration::from_millis(500);
 
 pub(super) fn start(replica: &Arc<Replica>) {
     spawn(replica, "clock", TICK, |replica| {
-        replica.event(|core, now| core.tick(now))
+        replica.begin_postponed();
+        replica.event(|core, now| core.tick(now));
     });
     spawn(replica, "sessions", SESSIONS_EVERY, |replica| {
         replica.look_over_sessions()

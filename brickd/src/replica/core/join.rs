@@ -207,6 +207,12 @@ impl Core {
         });
     }
 
+    /// Whether a table is to be sent to this copy: its heal is done and all is answered.
+    pub fn awaits_table(&self, brick: BrickId) -> bool {
+        self.switch
+            .is_some_and(|switch| switch.brick == brick && switch.stage == Stage::Table)
+    }
+
     /// This copy holds the table it was sent: from here on its answers are required.
     pub fn table_held(&mut self, brick: BrickId, now_ms: u64) -> Vec<Command> {
         let mut out = Vec::new();

@@ -3,7 +3,7 @@
 use mortar_common::{BrickId, Incarnation};
 
 use super::history::{self, reference};
-use super::{Command, Core, Death, Gone, Role, Syncing};
+use super::{Command, Core, Death, Gone, Role, Stage, Syncing};
 
 /// Ends of incarnations remembered; of more, those that no epoch in use lists are forgotten.
 const DEAD_MAX: usize = 64;
@@ -173,8 +173,13 @@ impl Core {
         };
         self.mark_again(brick, copy, out);
         self.syncing.insert(brick, again);
-        if self.switch.is_some_and(|switch| switch.brick == brick) {
+        if let Some(switch) = self.switch.filter(|switch| switch.brick == brick) {
             self.switch = None;
+            if switch.stage == Stage::Table {
+                // The stream counts as that of a copy in sync since its table was sent: the same
+                // one would be refused for ever. The next is a new one.
+                out.push(Command::CloseStream(brick));
+            }
         }
     }
 

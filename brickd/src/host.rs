@@ -330,42 +330,12 @@ impl BrickHost {
         };
         let options = Options::of(volume);
         let identity = identity(volume, brick, set.index);
-        let opened = Brick::open(
-            std::path::Path::new(&brick.path),
-            &identity,
-            Reserve {
-                percent: options.reserve_percent.min(100) as u8,
-                ..Reserve::default()
-            },
-        );
-        let store: Arc<dyn HealSource> = match opened {
-            Ok(opened) => {
-                lock(&self.holds).insert(id, opened.hold());
-                let brick = Arc::new(opened);
-                let mut bricks = lock(&self.bricks);
-                bricks.retain(|_, brick| brick.strong_count() > 0);
-                bricks.insert(id, Arc::downgrade(&brick));
-                brick
-            }
-            Err(failure) => {
-                let words = failure.to_string();
-                let old = self.lock_problems().insert(
-                    id,
-                    Problem {
-                        words: words.clone(),
-                        since: Instant::now(),
-                    },
-                );
-                if old.is_none_or(|old| old.words != words) {
-                    error!(
-                        volume = volume.name,
-                        path = brick.path,
-                        words,
-                        "a brick does not start"
-                    );
-                }
-                return;
-            }
+        let reserve = Reserve {
+            percent: options.reserve_percent.min(100) as u8,
+            ..Reserve::default()
+        };
+        let Some(store) = self.open_brick(volume, brick, &identity, reserve) else {
+            return;
         };
         self.lock_problems().remove(&id);
         info!(volume = volume.name, path = brick.path, "the brick starts");
@@ -390,6 +360,43 @@ impl BrickHost {
             view_of_set(view, volume, set.index, false),
         );
         self.lock_running().insert(id, replica);
+    }
+
+    /// Opens a brick's folder; why it does not is noted and logged once.
+    fn open_brick(
+        &self,
+        volume: &Volume,
+        brick: &reg::Brick,
+        identity: &BrickIdentity,
+        reserve: Reserve,
+    ) -> Option<Arc<dyn HealSource>> {
+        let id = BrickId(brick.id);
+        let failure = match Brick::open(std::path::Path::new(&brick.path), identity, reserve) {
+            Ok(opened) => {
+                lock(&self.holds).insert(id, opened.hold());
+                let brick = Arc::new(opened);
+                let mut bricks = lock(&self.bricks);
+                bricks.retain(|_, brick| brick.strong_count() > 0);
+                bricks.insert(id, Arc::downgrade(&brick));
+                return Some(brick);
+            }
+            Err(failure) => failure,
+        };
+        let words = failure.to_string();
+        let problem = Problem {
+            words: words.clone(),
+            since: Instant::now(),
+        };
+        let old = self.lock_problems().insert(id, problem);
+        if old.is_none_or(|old| old.words != words) {
+            error!(
+                volume = volume.name,
+                path = brick.path,
+                words,
+                "a brick does not start"
+            );
+        }
+        None
     }
 
     fn lock_running(&self) -> MutexGuard<'_, HashMap<BrickId, Arc<Replica>>> {

@@ -1,17 +1,19 @@
 //! The primary's side of one change: number it, send it, apply it, and say when it may be answered.
 
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use mortar_proto::data::{Change, Time, change::Step};
+use mortar_common::BrickId;
+use mortar_proto::data::{Change, CopySynced, Time, change::Step};
 use tracing::{debug, error};
 
-use super::core::{Answer, NotNow, Role, WaitFor};
+use super::core::{Answer, Command, NotNow, Role, WaitFor};
 use super::gate::Pass;
 use super::pending::{Stage, Waiter};
-use super::streams::{Leaves, Numbered};
+use super::streams::{Leaves, Numbered, Outgoing};
 use super::{Replica, now_ms};
 use crate::brick::BrickError;
 
@@ -38,6 +40,16 @@ pub enum NotDone {
     Abandoned,
     /// This copy's disk failed at it: the copy is out and the client asks the next primary.
     Failed,
+}
+
+/// A change on its way to the streams.
+struct Sending<'a> {
+    numbered: &'a Arc<Numbered>,
+    /// Up to which number all is applied everywhere.
+    complete: u64,
+    /// What was confirmed as durable since the last change.
+    synced: Vec<CopySynced>,
+    wait: WaitFor,
 }
 
 impl Replica {
@@ -81,7 +93,6 @@ impl Replica {
         };
         let time = self.next_time();
         let step = step_at(time);
-        let memory_only = step.as_ref().is_some_and(is_memory_only);
         let numbered = Arc::new(Numbered {
             change: Change {
                 number: ordered.number,
@@ -97,40 +108,19 @@ impl Replica {
         });
         let mut commands = ordered.commands;
         let synced = self.absent.news_of_syncs();
-        let leaves = match wait {
-            // A request may bring hundreds of these; whoever serves it flushes at its end.
-            WaitFor::Nothing => Leaves::WithTheNext,
-            WaitFor::Everyone | WaitFor::Heal(_) => Leaves::Now,
-        };
         self.absent.fsync_ordered(&numbered.change);
         if let ([to], WaitFor::Everyone) = (&ordered.to[..], wait)
             && let Some(answers) = streams.get(to).and_then(|stream| stream.answers.clone())
         {
             waiter.answered_by(answers);
         }
-        for to in ordered.to {
-            let Some(stream) = streams.get_mut(&to) else {
-                continue;
-            };
-            let is_heal = wait == WaitFor::Heal(to);
-            if !stream.joined && !is_heal {
-                let skip = if memory_only {
-                    !stream.has_table
-                } else {
-                    self.absent.skips(to, &numbered.change)
-                };
-                if skip {
-                    commands.extend(self.lock_core().answered(
-                        to,
-                        ordered.number,
-                        Answer::Applied,
-                        now_ms(),
-                    ));
-                    continue;
-                }
-            }
-            stream.send(to, &numbered, ordered.complete, synced.clone(), leaves);
-        }
+        let sending = Sending {
+            numbered: &numbered,
+            complete: ordered.complete,
+            synced,
+            wait,
+        };
+        commands.extend(self.send(&mut streams, &ordered.to, &sending));
         if wait == WaitFor::Nothing {
             self.streams.held_back();
             // Applied while the order lock is held, so that a table sent to a copy that joins
@@ -145,6 +135,43 @@ impl Replica {
         drop(streams);
         self.run(commands);
         Ok((numbered, waiter))
+    }
+
+    /// Writes a change to the streams of these copies. A copy that is being healed and lacks what
+    /// the change needs is passed over: it is marked instead.
+    fn send(
+        &self,
+        streams: &mut HashMap<BrickId, Outgoing>,
+        copies: &[BrickId],
+        sending: &Sending<'_>,
+    ) -> Vec<Command> {
+        let change = &sending.numbered.change;
+        let memory_only = change.step.as_ref().is_some_and(is_memory_only);
+        let leaves = match sending.wait {
+            // A request may bring hundreds of these; whoever serves it flushes at its end.
+            WaitFor::Nothing => Leaves::WithTheNext,
+            WaitFor::Everyone | WaitFor::Heal(_) => Leaves::Now,
+        };
+        let mut commands = Vec::new();
+        for to in copies {
+            let Some(stream) = streams.get_mut(to) else {
+                continue;
+            };
+            let is_passed_over = match (stream.joined, memory_only) {
+                (true, _) => false,
+                _ if sending.wait == WaitFor::Heal(*to) => false,
+                (false, true) => !stream.has_table,
+                (false, false) => self.absent.skips(*to, change),
+            };
+            if is_passed_over {
+                let mut core = self.lock_core();
+                commands.extend(core.answered(*to, change.number, Answer::Applied, now_ms()));
+            } else {
+                let synced = sending.synced.clone();
+                stream.send(*to, sending.numbered, sending.complete, synced, leaves);
+            }
+        }
+        commands
     }
 
     /// Waits until an ordered change may be applied, applies it, lets the next one at its keys,

@@ -190,7 +190,7 @@ impl Replica {
     fn answer_client(
         self: &Arc<Self>,
         request: &Request,
-        mut input: Bytes,
+        input: Bytes,
         output: &mut Vec<u8>,
     ) -> Result<Vec<data::Result>, Unanswered> {
         let session = SessionId(request.session);
@@ -229,6 +229,25 @@ impl Replica {
             session,
             caller,
         };
+        let (results, looked) = self.do_ops(&asked, stops_at, input, output)?;
+        if looked {
+            // The lease is looked at as the answer leaves: what was read is still the truth.
+            self.lock_core().may_read(now_ms())?;
+        }
+        Ok(results)
+    }
+
+    /// Does the operations of a request one after the other, up to the first that is refused. Also
+    /// whether any of it was read from this copy's state.
+    fn do_ops(
+        self: &Arc<Self>,
+        asked: &Asked<'_>,
+        stops_at: Option<(u32, i32)>,
+        mut input: Bytes,
+        output: &mut Vec<u8>,
+    ) -> Result<(Vec<data::Result>, bool), Unanswered> {
+        let (request, session) = (asked.request, asked.session);
+        let changes = !request.ops.iter().all(plan::is_read);
         let mut results: Vec<data::Result> = Vec::with_capacity(request.ops.len());
         let mut previous: Option<Gfid> = None;
         let mut looked = false;
@@ -241,11 +260,11 @@ impl Replica {
                 }
             } else if plan::is_read(op) {
                 looked = true;
-                self.read(op, previous, &asked, output)?
+                self.read(op, previous, asked, output)?
             } else {
                 let payload = take_payload(op, &mut input)?;
                 let (result, from_state) =
-                    self.change(op, index as u32, previous, payload, &asked)?;
+                    self.change(op, index as u32, previous, payload, asked)?;
                 looked |= from_state;
                 result
             };
@@ -259,11 +278,7 @@ impl Replica {
                 break;
             }
         }
-        if looked {
-            // The lease is looked at as the answer leaves: what was read is still the truth.
-            self.lock_core().may_read(now_ms())?;
-        }
-        Ok(results)
+        Ok((results, looked))
     }
 
     /// Clients are witnesses: one that has just heard from the primary tells a backup so, which

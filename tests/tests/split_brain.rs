@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -96,6 +97,15 @@ impl Split {
     }
 }
 
+/// Sets a flag when it goes, also with a test that fails.
+struct Sets<'a>(&'a AtomicBool);
+
+impl Drop for Sets<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 fn read(path: PathBuf) -> Option<String> {
     fs::read_to_string(path).ok()
 }
@@ -156,6 +166,67 @@ fn what_one_side_changed_heals_without_asking() {
         ["removed-by-one", "removed-by-two", "moved-by-two"]
             .iter()
             .all(|name| !root.join(name).exists())
+    });
+    assert_eq!(split.versions(), Vec::new());
+    split.end();
+}
+
+/// Work goes on at the base while the other side's changes are brought, and both processes are
+/// killed in the middle of it: first the one that brings, then the base.
+#[test]
+fn a_merge_goes_on_after_kills_while_others_write() {
+    const FILES: usize = 300;
+    const FEW: usize = 10;
+    let split = Split::new(|root| fs::create_dir(root.join("of-two")).unwrap());
+    let cluster = &split.cluster;
+    assert_eq!(cluster.primary(VOLUME).name, "gfs01");
+    let text = |number: usize| format!("file {number} of two");
+    split.apart(
+        |root| fs::write(root.join("of-one"), "one").unwrap(),
+        |root| {
+            for number in 0..FILES {
+                fs::write(root.join(format!("of-two/{number}")), text(number)).unwrap();
+            }
+        },
+    );
+    let brought = || {
+        fs::read_dir(cluster.brick("gfs01").join("of-two"))
+            .unwrap()
+            .count()
+    };
+    let done = AtomicBool::new(false);
+    let live = |number: usize| format!("live-{number}");
+    let written = std::thread::scope(|scope| {
+        let root = split.mounts[0].path();
+        let end = Sets(&done);
+        let writer = scope.spawn(|| {
+            let mut number = 0;
+            while !done.load(Ordering::Relaxed) {
+                fs::write(root.join(live(number)), text(number)).unwrap();
+                number += 1;
+            }
+            number
+        });
+        for host in ["gfs02", "gfs01"] {
+            let before = brought();
+            let what = format!("the merge is under way before {host} is killed");
+            wait_until(MERGED_WITHIN, &what, || brought() >= before + FEW);
+            cluster.host(host).kill_brickd();
+            assert!(brought() < FILES, "{host} was killed too late to matter");
+            cluster.host(host).start_brickd();
+        }
+        split.merged();
+        drop(end);
+        writer.join().expect("the writer")
+    });
+    assert!(written > 0);
+    split.both("everything is there", |root| {
+        let of_two = (0..FILES).all(|number| {
+            read(root.join(format!("of-two/{number}"))).is_some_and(|it| it == text(number))
+        });
+        let of_writer =
+            (0..written).all(|number| read(root.join(live(number))) == Some(text(number)));
+        of_two && of_writer && read(root.join("of-one")).as_deref() == Some("one")
     });
     assert_eq!(split.versions(), Vec::new());
     split.end();

@@ -40,6 +40,7 @@ pub use connect::{CONNECT_TIMEOUT_MS, Connections};
 pub use error::RegistryError;
 pub use node::Timing;
 pub use pool::Invited;
+pub use propose::{StillWanted, always};
 pub use serve::{RaftService, RegistryService, services};
 pub use state::{BRICKS_MAX, HISTORY_MAX, PEERS_MAX, VOLUMES_MAX, apply};
 
@@ -167,7 +168,7 @@ impl Registry {
     /// was changed, [`RegistryError::Unknown`] when that cannot be said. A refusal is no error: it
     /// is in the outcome.
     pub async fn propose(&self, command: Command) -> Result<Outcome, RegistryError> {
-        self.run(|inner| async move { inner.propose(command).await })
+        self.run(|inner| async move { inner.propose(command, always()).await })
             .await
     }
 
@@ -180,12 +181,17 @@ impl Registry {
         self.run(|inner| async move { inner.barrier().await }).await
     }
 
-    /// As [`Registry::propose`], for a thread that is not async.
+    /// As [`Registry::propose`], for a thread that is not async. Once `wanted` says no it is sent
+    /// to nobody any more.
     ///
     /// # Errors
-    /// As [`Registry::propose`].
-    pub fn propose_blocking(&self, command: Command) -> Result<Outcome, RegistryError> {
-        self.run_blocking(|inner| async move { inner.propose(command).await })
+    /// As [`Registry::propose`], and [`RegistryError::NotWanted`].
+    pub fn propose_while(
+        &self,
+        command: Command,
+        wanted: StillWanted,
+    ) -> Result<Outcome, RegistryError> {
+        self.run_blocking(|inner| async move { inner.propose(command, wanted).await })
     }
 
     /// As [`Registry::barrier`], for a thread that is not async.

@@ -62,6 +62,7 @@ use self::streams::Streams;
 use self::times::SetTime;
 use crate::brick::HealSource;
 use crate::link::Stop;
+use crate::registry::StillWanted;
 
 /// With what the sentence of a copy begins that waits for one that left the registry: a registry that
 /// was recovered may not know of the brick that was last in sync with it.
@@ -69,8 +70,14 @@ pub const UNKNOWN_WORDS: &str = "waiting for a brick that the registry does not 
 
 /// What a replica needs of the process around it. Calls of the first three block.
 pub trait Ports: Send + Sync {
-    /// Compare-and-set of the set's epoch in the registry.
-    fn propose(&self, expect: EpochRef, next: &Epoch, lone: &[Epoch]) -> Proposed;
+    /// Compare-and-set of the set's epoch in the registry. Not begun any more once `wanted` says no.
+    fn propose(
+        &self,
+        expect: EpochRef,
+        next: &Epoch,
+        lone: &[Epoch],
+        wanted: StillWanted,
+    ) -> Proposed;
     /// A linearizable read of the set; `None` without quorum.
     fn read_registry(&self) -> Option<RegistryView>;
     /// Opens a data connection to another copy's peer.
@@ -421,7 +428,7 @@ impl Replica {
             Command::Propose { .. } if self.stop.is_stopped() => {}
             Command::Propose { expect, next, lone } => {
                 self.in_background("propose", move |replica| {
-                    let outcome = replica.ports.propose(expect, &next, &lone);
+                    let outcome = replica.propose(expect, &next, &lone);
                     replica.event(|core, now| core.proposed(expect, outcome, now));
                 });
             }
@@ -548,6 +555,18 @@ impl Replica {
                 self.ports.send(brick, link_message::What::Goodbye(goodbye));
             }
         }
+    }
+
+    /// Proposes an epoch. A copy that is closed meanwhile, because another one went on alone too,
+    /// does not have its own way of it made the registry's.
+    fn propose(self: &Arc<Self>, expect: EpochRef, next: &Epoch, lone: &[Epoch]) -> Proposed {
+        let replica = Arc::downgrade(self);
+        let id = next.id;
+        let wanted = move || {
+            let replica = replica.upgrade();
+            replica.is_some_and(|replica| replica.lock_core().proposes(expect, id))
+        };
+        self.ports.propose(expect, next, lone, Arc::new(wanted))
     }
 
     fn volume_bytes(&self) -> bytes::Bytes {

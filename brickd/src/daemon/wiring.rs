@@ -86,6 +86,7 @@ fn propose_error(error: RegistryError) -> ProposeError {
         RegistryError::Unknown { .. } => ProposeError::Unknown(error.to_string()),
         RegistryError::NoQuorum { .. }
         | RegistryError::NoLeader { .. }
+        | RegistryError::NotWanted
         | RegistryError::Refused(_)
         | RegistryError::Storage { .. }
         | RegistryError::Stopped(_) => ProposeError::NotMade(error.to_string()),

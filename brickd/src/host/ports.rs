@@ -12,6 +12,7 @@ use tracing::{debug, info};
 
 use super::{BrickHost, view_of_set};
 use crate::link::{self, Hail};
+use crate::registry::StillWanted;
 use crate::replica::Ports;
 use crate::replica::core::{Proposed, RegistryView};
 
@@ -51,7 +52,13 @@ impl SetPorts {
 }
 
 impl Ports for SetPorts {
-    fn propose(&self, expect: EpochRef, next: &Epoch, lone: &[Epoch]) -> Proposed {
+    fn propose(
+        &self,
+        expect: EpochRef,
+        next: &Epoch,
+        lone: &[Epoch],
+        wanted: StillWanted,
+    ) -> Proposed {
         let Some(host) = self.host.upgrade() else {
             return Proposed::NoQuorum;
         };
@@ -65,7 +72,7 @@ impl Ports for SetPorts {
                 lone: lone.to_vec(),
             })),
         };
-        match host.registry.propose_blocking(command) {
+        match host.registry.propose_while(command, wanted) {
             Ok(outcome) if outcome.refusal.is_empty() => Proposed::Committed,
             Ok(outcome) => {
                 info!(

@@ -32,6 +32,10 @@ pub enum RegistryError {
         /// Voters there are.
         voters: usize,
     },
+    /// Whoever proposed it has thought better of it before it was sent to a leader. Nothing was
+    /// changed.
+    #[error("the change is not wanted any more")]
+    NotWanted,
     /// Refused; the sentence says why and what to do. Nothing was changed.
     #[error("{0}")]
     Refused(String),

@@ -53,27 +53,47 @@ pub enum Attempt {
     Unknown,
 }
 
+/// Whether a change that waits for a leader is still to be made.
+pub type StillWanted = Arc<dyn Fn() -> bool + Send + Sync>;
+
+/// Of a change that nothing takes back.
+pub fn always() -> StillWanted {
+    Arc::new(|| true)
+}
+
 impl Inner {
     pub(super) async fn propose(
         self: &Arc<Self>,
         command: Command,
+        wanted: StillWanted,
     ) -> Result<Outcome, RegistryError> {
         self.found_if_alone().await?;
         let change = Change {
             id: random_id(),
             command,
         };
-        self.submit(change).await
+        self.submit_while(change, &wanted).await
     }
 
     /// Has a change made, however often it has to be sent: its id makes that safe.
     pub(super) async fn submit(self: &Arc<Self>, change: Change) -> Result<Outcome, RegistryError> {
+        self.submit_while(change, &always()).await
+    }
+
+    async fn submit_while(
+        self: &Arc<Self>,
+        change: Change,
+        wanted: &StillWanted,
+    ) -> Result<Outcome, RegistryError> {
         let detaches = matches!(change.command.what, Some(What::RemovePeer(_)));
         let waited_ms = if detaches { DETACH_MS } else { PROPOSE_MS };
         let begin = Instant::now();
         let mut deadline = begin + Duration::from_millis(waited_ms);
         let mut unknown = false;
         loop {
+            if !unknown && !wanted() {
+                return Err(RegistryError::NotWanted);
+            }
             let attempt_ms = if detaches { DETACH_MS } else { ATTEMPT_MS };
             let until = deadline.min(Instant::now() + Duration::from_millis(attempt_ms));
             match self.attempt(&change, until).await? {

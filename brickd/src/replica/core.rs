@@ -281,6 +281,13 @@ impl Core {
             .map(|pending| pending.ordered_ms)
     }
 
+    /// Whether this copy still proposes the epoch of this id in the place of `expect`.
+    pub fn proposes(&self, expect: EpochRef, id: u64) -> bool {
+        self.proposal
+            .as_ref()
+            .is_some_and(|proposal| proposal.expect == expect && proposal.next.id == id)
+    }
+
     /// Copies whose answers this primary requires: the in-sync ones, and one on its way in.
     pub fn required(&self) -> Vec<BrickId> {
         self.links.keys().copied().collect()

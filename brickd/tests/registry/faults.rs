@@ -1,5 +1,7 @@
 //! Killed leaders, lost quorums, wiped disks, recovery.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use brickd::registry::{Invited, RegistryError, Timing};
@@ -27,6 +29,14 @@ async fn without_a_quorum_the_view_is_read_and_changes_are_refused() {
     // nobody could say what became of it.
     let error = alone.propose(option("v01", "lost")).await.unwrap_err();
     assert_eq!(error.to_string(), "no quorum: 1 of 2 voters reachable");
+    // Whoever thinks better of it while there is no leader has it sent to nobody.
+    let asked = Arc::new(AtomicU32::new(0));
+    let (registry, counted) = (alone.clone(), Arc::clone(&asked));
+    let wanted = Arc::new(move || counted.fetch_add(1, Ordering::Relaxed) < 3);
+    let change = option("v01", "not wanted");
+    let waits = tokio::task::spawn_blocking(move || registry.propose_while(change, wanted));
+    assert_eq!(waits.await.unwrap().unwrap_err(), RegistryError::NotWanted);
+    assert_eq!(asked.load(Ordering::Relaxed), 4);
     let error = alone.barrier().await.unwrap_err();
     assert_eq!(
         error,

@@ -1,6 +1,6 @@
 //! Who comes, who goes, and what peers and clients are answered.
 
-use brickd::registry::{Invited, RegistryError};
+use brickd::registry::{Invited, RegistryError, always};
 use mortar_common::PeerId;
 use mortar_proto::control::raft_client::RaftClient;
 use mortar_proto::control::{
@@ -73,7 +73,7 @@ async fn two_hosts_make_a_pool_and_both_vote() {
         let start = Command {
             what: Some(What::SetVolumeStatus(start)),
         };
-        let outcome = registry.propose_blocking(start).unwrap();
+        let outcome = registry.propose_while(start, always()).unwrap();
         (outcome.refusal, registry.barrier_blocking().unwrap())
     });
     let (refusal, view) = blocking.join().unwrap();

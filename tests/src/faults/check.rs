@@ -15,7 +15,7 @@ mod sections;
 use std::fmt;
 use std::time::Duration;
 
-use super::history::{ClientId, Entry, Time};
+use super::history::{ClientId, Entry, Held, Time};
 
 /// Operations shown around a violation.
 const SHOWN_MAX: usize = 40;
@@ -116,7 +116,7 @@ pub fn judge(entries: &[Entry], rules: &Rules) -> Verdict {
         errors::judge(entries, rules),
         cells::judge(entries),
         journal::judge(entries),
-        sections::judge(entries),
+        sections::judge(entries, rules),
         rows::judge(entries),
     ] {
         verdict.violations.extend(found);
@@ -149,6 +149,17 @@ impl Rules {
             }
         }
         at.since(reach)
+    }
+
+    /// When it is last sure that a client held what it said to have held until its write was
+    /// acknowledged: one that stood still meanwhile may have been told late of a write that was
+    /// made before, and have lost the lock since.
+    fn held_until(&self, client: ClientId, held: Held) -> Time {
+        let meanwhile =
+            |span: &&Span| span.client == client && held.since < span.to && span.from < held.until;
+        let stood_still = self.still.iter().filter(meanwhile);
+        let from = stood_still.map(|span| span.from.max(held.since)).min();
+        from.unwrap_or(held.until)
     }
 
     fn excused(&self, entry: &Entry) -> bool {

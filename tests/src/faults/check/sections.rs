@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::Violation;
+use super::{Rules, Violation};
 use crate::faults::history::{Answer, Entry, Held, Lock, Op, Time, Token};
 
 const AROUND: Duration = Duration::from_secs(1);
@@ -14,22 +14,23 @@ struct Section<'a> {
     entry: &'a Entry,
 }
 
-pub(super) fn judge(entries: &[Entry]) -> Vec<Violation> {
+pub(super) fn judge(entries: &[Entry], rules: &Rules) -> Vec<Violation> {
     let locks = [Lock::Flock, Lock::Fcntl];
     locks
         .iter()
-        .flat_map(|lock| judge_lock(entries, *lock))
+        .flat_map(|lock| judge_lock(entries, rules, *lock))
         .collect()
 }
 
-fn judge_lock(entries: &[Entry], lock: Lock) -> Vec<Violation> {
+fn judge_lock(entries: &[Entry], rules: &Rules, lock: Lock) -> Vec<Violation> {
     let mut sections: Vec<Section> = Vec::new();
     let mut unknown: HashMap<Token, &Entry> = HashMap::new();
     for entry in entries {
         match (&entry.op, entry.answer()) {
             (Op::Section(of, wrote), Some(Answer::Section(held))) if *of == lock => {
+                let until = rules.held_until(entry.client, *held);
                 sections.push(Section {
-                    held: *held,
+                    held: Held { until, ..*held },
                     wrote: *wrote,
                     entry,
                 });

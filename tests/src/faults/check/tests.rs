@@ -393,6 +393,17 @@ fn two_holders_of_one_lock_and_a_write_under_it_that_is_lost() {
     two(5, 6, 1).holds(&strict());
     two(3, 6, 1).lies(&strict(), "held the lock from");
     two(5, 6, 0).lies(&strict(), "the next holder read");
+    // One that stood still was told late of a write that it had made in time; it had the lock then.
+    let mut still = strict();
+    still.still.push(Span {
+        client: ClientId(0),
+        from: secs(3),
+        to: secs(5),
+    });
+    two(3, 6, 1).holds(&still);
+    two(3, 6, 0).lies(&still, "the next holder read");
+    still.still[0].from = secs(4);
+    two(3, 6, 1).lies(&still, "held the lock from");
     let mut torn = two(5, 6, 1);
     torn.was(0, (21, 22), section(3), Answer::Torn("zeros".to_owned()));
     torn.lies(&strict(), "a torn number");

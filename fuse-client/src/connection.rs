@@ -1,6 +1,7 @@
 //! One blocking TCP connection to a brick: a request out, its reply back.
 
 use std::io::{self, BufReader, IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
 use std::time::{Duration, Instant};
 
@@ -143,6 +144,15 @@ impl Connection {
             return Err(self.refused("it answered something that was not asked".to_owned()));
         }
         Ok((reply, frame.payload))
+    }
+
+    /// Whether the other end still has it open and has said nothing: looked at without waiting.
+    pub fn is_open(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit(); 1];
+        let flags = libc::MSG_PEEK | libc::MSG_DONTWAIT;
+        let peeked =
+            socket2::SockRef::from(self.reader.get_ref()).recv_with_flags(&mut byte, flags);
+        peeked.is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock)
     }
 
     fn greet(&mut self, hello: &Hello, brick: BrickId, give_up: GiveUp<'_>) -> Result<(), Lost> {

@@ -224,7 +224,7 @@ impl Fs {
         caller: Caller,
         op: op::Op,
     ) -> FsResult<(OpResult, Instant)> {
-        let mut answer = self.ask_through(files, caller, vec![op], &[], Effect::Repeatable)?;
+        let mut answer = self.ask_through(files, caller, vec![op], &[], Effect::Overwrites)?;
         Ok((answer.take(0)?, answer.sent_at))
     }
 

@@ -43,8 +43,12 @@ const CLOSE_WAIT: Duration = Duration::from_secs(2);
 pub enum Effect {
     /// Nothing: it reads. It takes no slot.
     Read,
-    /// The same again: it names what it sets.
+    /// The same again, and nobody else can tell: it asks for what is this session's own, or for
+    /// durability.
     Repeatable,
+    /// The same again: it names what it sets. Not when the session has expired, though: others may
+    /// have built on what it did, and would find their own changes overwritten by its second time.
+    Overwrites,
     /// Something else: it makes, removes, moves or appends. Never sent again in another session.
     Once,
 }
@@ -270,10 +274,15 @@ impl Session {
                     }
                     return Ok(answer);
                 }
-                Ok(Judged::Fenced | Judged::NotOpened) => {
+                Ok(judged @ (Judged::Expired | Judged::Forgotten | Judged::NotOpened)) => {
                     drop(slot);
                     self.renew(&life, waiting)?;
-                    if tries.unanswered && call.effect == Effect::Once {
+                    let is_final = match call.effect {
+                        Effect::Read | Effect::Repeatable => false,
+                        Effect::Overwrites => matches!(judged, Judged::Expired),
+                        Effect::Once => true,
+                    };
+                    if tries.unanswered && is_final {
                         tracing::warn!(
                             "a change was under way when this client was put out for its silence; \
                              whether it was made is not known, the application gets EIO"
@@ -337,7 +346,8 @@ impl Session {
             let stay = || {
                 !self.route.left(brick.brick, version, sent_at) && self.may_go_on(waiting).is_ok()
             };
-            match self.exchange(&volume, &brick, life, request, payload, &stay) {
+            let asked = (&mut *request, payload);
+            match self.exchange(&volume, &brick, life, asked, tries, &stay) {
                 Ok((reply, payload)) => match reply.status() {
                     ReplyStatus::ReplyOk => {
                         self.route.confirm(brick.brick, reply.epoch.as_ref());
@@ -355,7 +365,8 @@ impl Session {
                         self.not_here(&brick, &reply, hunt);
                         waiting.note(hunt.problem());
                     }
-                    ReplyStatus::ReplyFenced => return Ok(Judged::Fenced),
+                    ReplyStatus::ReplyFenced => return Ok(Judged::Expired),
+                    ReplyStatus::ReplyUnknownSession => return Ok(Judged::Forgotten),
                     ReplyStatus::ReplyMalformed => {
                         tracing::error!("{brick} does not understand a request: {}", reply.reason);
                         return Err(FsError::Io);
@@ -385,8 +396,8 @@ impl Session {
         volume: &VolumeView,
         brick: &BrickAddress,
         life: &Life,
-        request: &mut Request,
-        payload: &[u8],
+        (request, payload): (&mut Request, &[u8]),
+        tries: &mut Tries,
         stay: &dyn Fn() -> bool,
     ) -> Result<(Reply, Bytes), Lost> {
         let give_up = || !stay();
@@ -403,8 +414,12 @@ impl Session {
                     self.drop_idle(brick);
                     return Err(lost);
                 }
-                // The brick went away while the connection lay idle, and with it all of its like.
-                Err(_) => self.drop_idle(brick),
+                // The brick went away, and with it all connections of its like: perhaps after it
+                // had done what it was asked for.
+                Err(_) => {
+                    tries.unanswered = true;
+                    self.drop_idle(brick);
+                }
             }
         }
         let mut connection = self.connect(volume, brick, life.id(), &give_up)?;
@@ -483,7 +498,10 @@ fn open_later(weak: &Weak<Session>) {
 
 enum Judged {
     Answer(Answer),
-    Fenced,
+    /// The session was ended for its silence.
+    Expired,
+    /// No copy knows the session: all were started anew.
+    Forgotten,
     /// What was to open the session was sent, and nobody said what became of it.
     NotOpened,
 }
@@ -510,7 +528,9 @@ fn take_slot(
 ) -> Result<Option<SlotGuard>, FsError> {
     match effect {
         Effect::Read => Ok(None),
-        Effect::Repeatable | Effect::Once => life.take_slot(|| waiting.check()).map(Some),
+        Effect::Repeatable | Effect::Overwrites | Effect::Once => {
+            life.take_slot(|| waiting.check()).map(Some)
+        }
     }
 }
 

@@ -305,8 +305,13 @@ impl Replica {
         match memory.standing(session) {
             Standing::Known => memory.heard(session, now_ms()),
             Standing::Unknown if opens => {}
-            Standing::Unknown | Standing::Fenced => {
-                return Err(Unanswered::new(ReplyStatus::ReplyFenced, "no such session"));
+            Standing::Unknown => {
+                let status = ReplyStatus::ReplyUnknownSession;
+                return Err(Unanswered::new(status, "no such session"));
+            }
+            Standing::Fenced => {
+                let status = ReplyStatus::ReplyFenced;
+                return Err(Unanswered::new(status, "the session has expired"));
             }
         }
         Ok(())

@@ -79,7 +79,7 @@ impl Fs {
         let effect = if how.append {
             Effect::Once
         } else {
-            Effect::Repeatable
+            Effect::Overwrites
         };
         let ops = vec![op::Op::Write(write)];
         let mut answer = self.ask_through(&[&file], caller, ops, bytes, effect)?;
@@ -107,8 +107,9 @@ impl Fs {
     /// [`Fs::fsync`] of an open file.
     pub fn fsync_file(&self, caller: Caller, handle: u64, data_only: bool) -> FsResult<()> {
         let file = self.handles.file(handle)?;
-        self.change_through(&[&file], caller, fsync_of(file.gfid, data_only))
-            .map(|_| ())
+        let ops = vec![fsync_of(file.gfid, data_only)];
+        let answer = self.ask_through(&[&file], caller, ops, &[], Effect::Repeatable);
+        answer?.take(0).map(|_| ())
     }
 
     /// [`Fs::fsync`] of a directory.

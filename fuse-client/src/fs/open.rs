@@ -71,7 +71,11 @@ impl Fs {
                 kill_suidgid,
                 unnamed,
             };
-            (op::Op::Open(open), Effect::Repeatable)
+            let effect = match truncate {
+                true => Effect::Overwrites,
+                false => Effect::Repeatable,
+            };
+            (op::Op::Open(open), effect)
         } else {
             let get = GetAttr {
                 gfid: Some(gfid),

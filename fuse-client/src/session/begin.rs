@@ -80,7 +80,9 @@ impl Session {
                 Ok(Some(answer.results))
             }
             Ok(Judged::NotOpened) => Ok(None),
-            Ok(Judged::Fenced) => Err("the new session was refused".to_owned()),
+            Ok(Judged::Expired | Judged::Forgotten) => {
+                Err("the new session was refused".to_owned())
+            }
             Err(error) => Err(waiting.problem().unwrap_or_else(|| error.to_string())),
         }
     }

@@ -60,12 +60,19 @@ impl Session {
         Some(connection)
     }
 
+    /// One that the brick has not closed meanwhile: what is sent over such a one was sent to nobody,
+    /// and would count as perhaps done.
     pub(super) fn take_idle(&self, brick: &BrickAddress, session: u64) -> Option<Idle> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = idle
-            .iter()
-            .rposition(|one| one.brick == *brick && one.session == session)?;
-        Some(idle.swap_remove(at))
+        loop {
+            let at = idle
+                .iter()
+                .rposition(|one| one.brick == *brick && one.session == session)?;
+            let one = idle.swap_remove(at);
+            if one.connection.is_open() {
+                return Some(one);
+            }
+        }
     }
 
     pub(super) fn keep_idle(&self, one: Idle) {

@@ -119,7 +119,7 @@ fn talk(
         ReplyStatus::ReplyNotPrimary | ReplyStatus::ReplyNotReady => {
             session.route.hint(reply.primary, reply.epoch.as_ref());
         }
-        ReplyStatus::ReplyFenced => {
+        ReplyStatus::ReplyFenced | ReplyStatus::ReplyUnknownSession => {
             let waiting = Waiting::until(Instant::now() + PATIENCE * 5);
             if let Err(error) = session.renew(&life, &waiting) {
                 tracing::debug!("no new session yet: {error}");

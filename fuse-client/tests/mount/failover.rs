@@ -7,6 +7,8 @@ use std::process::Command;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use mortar_proto::data::ReplyStatus;
+
 use crate::Mount;
 use crate::locks::fcntl_lock;
 
@@ -118,6 +120,46 @@ fn a_client_that_was_put_out_goes_on_with_a_new_session() {
     drop(locked);
     fs::write(mount.path("locked"), b"yes").unwrap();
     assert!(mount.log().contains("1 locks are lost"));
+}
+
+/// A change whose answer is lost together with the session is not made a second time where that
+/// could be seen: not an append, and not a write when others may have written since.
+#[test]
+fn a_change_that_was_perhaps_made_is_not_made_again_by_a_new_session() {
+    use ReplyStatus::{ReplyFenced, ReplyUnknownSession};
+    let mount = Mount::new();
+    let shared = &mount.fake.shared;
+    let path = mount.path("log");
+    let plain = File::create(&path);
+    let plain = plain.unwrap();
+    let append = OpenOptions::new().append(true).open(&path).unwrap();
+    plain.write_all_at(b"one\n", 0).unwrap();
+    let lose = |by| {
+        *shared.ends_session.lock().unwrap() = Some(by);
+        shared.swallow_answer.store(true, Ordering::SeqCst);
+    };
+    let io_error = |outcome: std::io::Result<()>| {
+        assert_eq!(outcome.unwrap_err().raw_os_error(), Some(libc::EIO));
+    };
+    lose(ReplyFenced);
+    io_error((&append).write_all(b"two\n"));
+    lose(ReplyUnknownSession);
+    io_error((&append).write_all(b"six\n"));
+    lose(ReplyFenced);
+    io_error(plain.write_all_at(b"ONE\n", 0));
+    lose(ReplyFenced);
+    io_error(plain.set_len(12));
+    // Nobody can have come between when no brick knew anybody.
+    lose(ReplyUnknownSession);
+    plain.write_all_at(b"One\n", 0).unwrap();
+    lose(ReplyFenced);
+    plain.sync_all().unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"One\ntwo\nsix\n");
+    let told = mount
+        .log()
+        .matches("whether it was made is not known")
+        .count();
+    assert_eq!(told, 4);
 }
 
 #[test]

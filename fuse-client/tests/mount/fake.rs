@@ -46,8 +46,12 @@ pub struct Shared {
     epoch: AtomicU64,
     /// The next change is made, but its answer never leaves: the connection is cut.
     pub swallow_answer: AtomicBool,
+    /// How the session of the swallowed answer is ended with it, if it is.
+    pub ends_session: Mutex<Option<ReplyStatus>>,
     /// Sessions that have been put out.
     pub fenced: Mutex<Vec<u64>>,
+    /// Sessions that no brick knows any more.
+    forgotten: Mutex<Vec<u64>>,
     view: watch::Sender<View>,
     runtime: tokio::runtime::Runtime,
 }
@@ -86,7 +90,9 @@ impl Fake {
             primary: AtomicU64::new(BRICKS[0]),
             epoch: AtomicU64::new(1),
             swallow_answer: AtomicBool::new(false),
+            ends_session: Mutex::default(),
             fenced: Mutex::default(),
+            forgotten: Mutex::default(),
             view,
             runtime,
         });
@@ -303,11 +309,20 @@ fn serve_data(
         let received = frame::receive(&mut stream)?;
         let request: Request = received.decode()?;
         thaw();
+        let session = request.session;
         let (reply, payload) = shared.judge(brick, request, received.payload);
         if !reply.results.is_empty()
             && reply.seq != 0
             && shared.swallow_answer.swap(false, Ordering::SeqCst)
         {
+            let ended = match shared.ends_session.lock().unwrap().take() {
+                Some(ReplyStatus::ReplyUnknownSession) => Some(&shared.forgotten),
+                Some(_) => Some(&shared.fenced),
+                None => None,
+            };
+            if let Some(ended) = ended {
+                ended.lock().unwrap().push(session);
+            }
             let _ = stream.shutdown(Shutdown::Both);
             return Ok(());
         }
@@ -332,6 +347,10 @@ impl Shared {
         }
         if self.fenced.lock().unwrap().contains(&request.session) {
             reply.set_status(ReplyStatus::ReplyFenced);
+            return (reply, Bytes::new());
+        }
+        if self.forgotten.lock().unwrap().contains(&request.session) {
+            reply.set_status(ReplyStatus::ReplyUnknownSession);
             return (reply, Bytes::new());
         }
         let mut tree = self.tree.lock().unwrap();

@@ -5,7 +5,7 @@ mod inodes;
 mod names;
 
 pub use attrs::{Attrs, Timestamp};
-pub use inodes::{Inodes, Pages};
+pub use inodes::{Cached, Inodes, Pages, Wrote};
 pub use names::Names;
 
 /// How the kernel calls an inode.

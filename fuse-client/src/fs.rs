@@ -43,7 +43,7 @@ pub use dir::{Detail, DirSink, Listed, Room};
 pub use file::WriteHow;
 pub use lock::{Interrupt, LockAnswer, LockAsk, LockRange, LockWait};
 pub use make::NewNode;
-pub use open::{KernelAttributes, OpenHow, Opened, PageUse};
+pub use open::{DropFirst, OpenHow, Opened, PageUse};
 pub use remove::RenameHow;
 pub use xattr::XattrAnswer;
 
@@ -245,8 +245,15 @@ impl Fs {
         }
     }
 
-    /// The entry for an object that a reply brought, its lookup counted.
+    /// The entry for an object that a reply brought, which the kernel is given: its lookup counted.
     fn entry(&self, object: &Object, sent_at: Instant) -> FsResult<Entry> {
+        let entry = self.entry_to_offer(object, sent_at)?;
+        self.inodes.tell(entry.node, entry.attrs.data_counter);
+        Ok(entry)
+    }
+
+    /// The same of an entry that the kernel may have no room for.
+    fn entry_to_offer(&self, object: &Object, sent_at: Instant) -> FsResult<Entry> {
         let (node, attrs) = self.inodes.look_up(object, sent_at)?;
         Ok(Entry {
             node,
@@ -257,11 +264,14 @@ impl Fs {
     }
 
     /// Remembers that a name holds an object, and asks the kernel to give some names back when it
-    /// knows too many inodes.
-    fn saw_name(&self, parent: NodeId, parent_gfid: Gfid, name: &[u8], gfid: Gfid) {
+    /// knows too many inodes. Never that of a directory: with it the kernel lets go of all below,
+    /// also of what is mounted there, and a process that works in it has no path any more.
+    fn saw_name(&self, parent: NodeId, parent_gfid: Gfid, name: &[u8], entry: &Entry, gfid: Gfid) {
         self.names.put(parent_gfid, name, gfid);
-        self.notes
-            .saw_name(parent, name, self.inodes.len() > self.settings.inode_limit);
+        if entry.attrs.kind() != libc::S_IFDIR {
+            self.notes
+                .saw_name(parent, name, self.inodes.len() > self.settings.inode_limit);
+        }
     }
 
     /// A new object's gfid: in the slot of its name.
@@ -293,8 +303,14 @@ impl KillSetId {
 }
 
 /// The object itself in a result.
+/// The object that a result is about. One that somebody else has removed before the answer left
+/// comes without a mode: it is no object to show to the kernel.
 fn own_object(result: &OpResult) -> FsResult<&Object> {
-    result.objects.first().ok_or(FsError::Io)
+    match result.objects.first() {
+        Some(object) if object.mode == 0 => Err(FsError::Stale),
+        Some(object) => Ok(object),
+        None => Err(FsError::Io),
+    }
 }
 
 /// What a result says of an object.

@@ -21,13 +21,33 @@ const ATTRS_MAX: usize = 65_536;
 /// Attributes are dropped only when they are at least this old, and this often.
 const SWEEP_AGE: Duration = Duration::from_secs(2);
 
-/// Whether what the kernel has cached of an inode's content is still right.
+/// Whether the listing that the kernel has cached of a directory is still right.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pages {
     /// It is of the same data counter.
     Current,
     /// It may be of another: to be dropped.
     Stale,
+}
+
+/// What the kernel has cached of a file that is opened or locked.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Cached {
+    /// Nothing, since it knows the file.
+    Nothing,
+    /// The content as it is.
+    Current,
+    /// Perhaps another: to be dropped before the caller goes on.
+    Stale,
+}
+
+/// How a change of this mount reaches the kernel's cache.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Wrote {
+    /// A call of a program: the kernel drops size and times of the file itself.
+    ByCall,
+    /// A page that a mapping has changed: the kernel keeps the size.
+    FromPageCache,
 }
 
 /// The table. All times are those of the answered request's sending.
@@ -42,6 +62,9 @@ pub struct Inodes {
     swept_ms: AtomicU64,
 }
 
+/// Of pages that are being dropped, or that nobody knows the content of.
+const UNKNOWN: u64 = u64::MAX;
+
 #[derive(Debug)]
 struct Inode {
     gfid_hi: u64,
@@ -51,7 +74,7 @@ struct Inode {
     known: Option<Box<Known>>,
     /// Their attr counter, kept when they are dropped.
     attr_counter: u64,
-    /// Data counter of the cached pages or listing; 0 = not known.
+    /// Data counter of the cached pages or listing; 0 = nothing is cached, [`UNKNOWN`] = something.
     pages: u64,
     /// This mount has written since the last open: the kernel keeps what it wrote only until it
     /// sees the new mtime.
@@ -121,7 +144,7 @@ impl Inodes {
     }
 
     /// Takes in an object that is about to be given to the kernel as an entry, and counts the
-    /// lookup. Returns the attributes to give, which may be newer than the object.
+    /// lookup; when it is, [`Inodes::tell`] is to follow. Returns the attributes to give, which may be newer than the object.
     ///
     /// # Errors
     /// [`FsError::Io`] when the object has no gfid, or one whose node is another object's.
@@ -142,20 +165,26 @@ impl Inodes {
                 return Err(FsError::Io);
             }
             inode.lookups += 1;
-            let attrs = self.admit(inode, attrs, sent_at);
-            Self::told(inode);
-            attrs
+            self.admit(inode, attrs, sent_at)
         };
         self.sweep_if_due();
         Ok((node, attrs))
     }
 
-    /// Takes in an object of a reply. Returns the attributes to give for it, which may be newer.
+    /// Takes in an object of a reply. Returns the attributes to give for it, which may be newer;
+    /// `None` when there are none, as of an object that is gone.
     pub fn learn(&self, object: &Object, sent_at: Instant) -> Option<Attrs> {
         let (gfid, attrs) = Attrs::of(object)?;
         let node = self.node(gfid);
         let mut shard = self.shard(node);
         match shard.get_mut(&node) {
+            // Gone, and told of by its gfid alone.
+            Some(inode) if inode.gfid() == gfid && attrs.mode == 0 => {
+                if let Some(known) = &mut inode.known {
+                    known.expired = true;
+                }
+                None
+            }
             Some(inode) if inode.gfid() == gfid => Some(self.admit(inode, attrs, sent_at)),
             _ => Some(attrs),
         }
@@ -198,10 +227,11 @@ impl Inodes {
             .map(|known| known.attrs)
     }
 
-    /// The kernel is being told these attributes.
-    pub fn tell(&self, node: NodeId) {
-        if let Some(inode) = self.shard(node).get_mut(&node) {
-            Self::told(inode);
+    /// The kernel is being told attributes of this data counter.
+    pub fn tell(&self, node: NodeId, data_counter: u64) {
+        let mut shard = self.shard(node);
+        if let Some(known) = shard.get_mut(&node).and_then(|it| it.known.as_mut()) {
+            known.told = Some(data_counter);
         }
     }
 
@@ -284,7 +314,7 @@ impl Inodes {
             .is_some_and(|inode| inode.pages == data_counter && !inode.written)
     }
 
-    /// The file or directory is opened at this data counter: what the kernel has cached is kept
+    /// A directory is opened at this data counter: the listing that the kernel has cached is kept
     /// exactly when it is of the same. From now on the cache is of this counter.
     pub fn opened(&self, node: NodeId, data_counter: u64) -> Pages {
         let mut shard = self.shard(node);
@@ -297,26 +327,56 @@ impl Inodes {
         if same { Pages::Current } else { Pages::Stale }
     }
 
+    /// A file is opened or locked at this data counter: what the kernel has cached of it may be used
+    /// exactly when it is of the same.
+    ///
+    /// After [`Cached::Stale`] the kernel is to drop them before the caller goes on, and then
+    /// [`Inodes::dropped`] says so. Until then nobody else is told that they are right: another
+    /// process may be granted a lock in that moment, and would read them.
+    pub fn validate(&self, node: NodeId, data_counter: u64) -> Cached {
+        let mut shard = self.shard(node);
+        let Some(inode) = shard.get_mut(&node) else {
+            return Cached::Stale;
+        };
+        inode.written = false;
+        match inode.pages {
+            of if of == data_counter && data_counter != 0 => Cached::Current,
+            0 if data_counter != 0 => {
+                inode.pages = data_counter;
+                Cached::Nothing
+            }
+            _ => {
+                inode.pages = UNKNOWN;
+                Cached::Stale
+            }
+        }
+    }
+
+    /// The kernel has dropped its pages: what it reads from now on is of this content or newer.
+    pub fn dropped(&self, node: NodeId, data_counter: u64) {
+        if let Some(inode) = self.shard(node).get_mut(&node)
+            && data_counter != 0
+        {
+            inode.pages = data_counter;
+        }
+    }
+
     /// This mount has changed the content; the kernel's pages hold the change too. They are of the
     /// new counter only when nobody else's change lies between.
-    pub fn wrote(&self, node: NodeId, data_counter: u64) {
+    pub fn wrote(&self, node: NodeId, data_counter: u64, how: Wrote) {
         let mut shard = self.shard(node);
         let Some(inode) = shard.get_mut(&node) else {
             return;
         };
         inode.written = true;
-        if inode.pages != 0 && inode.pages + 1 == data_counter {
+        if inode.pages != 0 && inode.pages.checked_add(1) == Some(data_counter) {
             inode.pages = data_counter;
         }
-        if let Some(known) = &mut inode.known {
-            // The kernel drops size and times itself when it writes.
+        if let Some(known) = &mut inode.known
+            && how == Wrote::ByCall
+        {
+            // The kernel drops size and times itself then; for a page it keeps the size.
             known.told = None;
-        }
-    }
-
-    fn told(inode: &mut Inode) {
-        if let Some(known) = &mut inode.known {
-            known.told = Some(known.attrs.data_counter);
         }
     }
 
@@ -420,6 +480,7 @@ mod tests {
     fn object(lo: u64, counter: u64, size: u64) -> Object {
         Object {
             gfid: Some(Gfid { hi: 7, lo }),
+            mode: libc::S_IFREG | 0o644,
             size,
             attr_counter: counter,
             data_counter: counter,
@@ -475,17 +536,23 @@ mod tests {
     fn the_kernel_is_behind_until_it_is_told() {
         let inodes = table();
         let node = inodes.look_up(&object(9, 5, 0), Instant::now()).unwrap().0;
+        assert!(!inodes.kernel_is_behind(node, 6), "it was told nothing yet");
+        inodes.tell(node, 5);
         assert!(!inodes.kernel_is_behind(node, 5));
         inodes.learn(&object(9, 6, 0), Instant::now());
         assert!(inodes.kernel_is_behind(node, 6));
-        inodes.tell(node);
+        inodes.tell(node, 6);
         assert!(!inodes.kernel_is_behind(node, 6));
         // However long ago it was told: nobody knows when it took the reply.
         let inodes = Inodes::new(Gfid::ROOT, Duration::ZERO);
         inodes.look_up(&object(9, 5, 0), Instant::now()).unwrap();
+        inodes.tell(node, 5);
         inodes.learn(&object(9, 6, 0), Instant::now());
         assert!(inodes.kernel_is_behind(node, 6));
-        inodes.wrote(node, 7);
+        // The kernel keeps its size when it writes a page back.
+        inodes.wrote(node, 7, Wrote::FromPageCache);
+        assert!(inodes.kernel_is_behind(node, 7));
+        inodes.wrote(node, 7, Wrote::ByCall);
         assert!(!inodes.kernel_is_behind(node, 7));
     }
 
@@ -494,13 +561,49 @@ mod tests {
         let inodes = table();
         inodes.look_up(&object(9, 5, 0), Instant::now()).unwrap();
         let node = NodeId(9);
+        assert_eq!(inodes.validate(node, 5), Cached::Nothing);
+        assert_eq!(inodes.validate(node, 5), Cached::Current);
+        inodes.wrote(node, 6, Wrote::ByCall);
+        assert_eq!(inodes.validate(node, 6), Cached::Current);
+        inodes.wrote(node, 8, Wrote::ByCall);
+        assert_eq!(inodes.validate(node, 8), Cached::Stale);
+        inodes.dropped(node, 8);
+        assert_eq!(inodes.validate(node, 8), Cached::Current);
+        assert_eq!(inodes.validate(node, 0), Cached::Stale);
+        inodes.dropped(node, 0);
+        assert_eq!(
+            inodes.validate(node, 8),
+            Cached::Stale,
+            "of unknown content"
+        );
+    }
+
+    /// Two processes of one mount are granted a shared lock at once: the second one read what the
+    /// kernel was still to drop for the first.
+    #[test]
+    fn pages_that_are_being_dropped_are_right_for_nobody() {
+        let inodes = table();
+        inodes.look_up(&object(9, 5, 0), Instant::now()).unwrap();
+        let node = NodeId(9);
+        inodes.validate(node, 5);
+        assert_eq!(inodes.validate(node, 6), Cached::Stale, "the first one's");
+        assert_eq!(inodes.validate(node, 6), Cached::Stale, "the second one's");
+        inodes.wrote(node, 7, Wrote::ByCall);
+        assert!(!inodes.has_pages(node, 7));
+        inodes.dropped(node, 6);
+        assert_eq!(inodes.validate(node, 7), Cached::Stale, "7 came meanwhile");
+        inodes.dropped(node, 7);
+        assert_eq!(inodes.validate(node, 7), Cached::Current);
+    }
+
+    #[test]
+    fn a_listing_is_kept_when_nothing_has_changed() {
+        let inodes = table();
+        inodes.look_up(&object(9, 5, 0), Instant::now()).unwrap();
+        let node = NodeId(9);
         assert_eq!(inodes.opened(node, 5), Pages::Stale);
         assert_eq!(inodes.opened(node, 5), Pages::Current);
-        inodes.wrote(node, 6);
-        assert_eq!(inodes.opened(node, 6), Pages::Current);
-        inodes.wrote(node, 8);
-        assert_eq!(inodes.opened(node, 8), Pages::Stale);
-        assert_eq!(inodes.opened(node, 0), Pages::Stale);
+        assert_eq!(inodes.opened(node, 6), Pages::Stale);
         assert_eq!(inodes.opened(node, 0), Pages::Stale);
     }
 }

@@ -7,7 +7,7 @@ use mortar_proto::data::{Caller, GetAttr, SetAttr, SetTime, op, set_time};
 
 use super::handles::File;
 use super::{Fs, FsResult, KillSetId, is_ordinary, own_object};
-use crate::cache::{Attrs, NodeId, Timestamp};
+use crate::cache::{Attrs, NodeId, Timestamp, Wrote};
 
 /// A time to be set.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -39,7 +39,7 @@ impl Fs {
     pub fn getattr(&self, caller: Caller, node: NodeId) -> FsResult<(Attrs, Duration)> {
         let gfid = self.inodes.gfid(node)?;
         if let Some(fresh) = self.inodes.fresh(node) {
-            self.inodes.tell(node);
+            self.inodes.tell(node, fresh.0.data_counter);
             return Ok(fresh);
         }
         let get = GetAttr {
@@ -55,7 +55,7 @@ impl Fs {
             .inodes
             .learn(own_object(&result)?, sent_at)
             .ok_or(FsError::Io)?;
-        self.inodes.tell(node);
+        self.inodes.tell(node, attrs.data_counter);
         Ok((attrs, self.inodes.time_left(sent_at)))
     }
 
@@ -100,9 +100,9 @@ impl Fs {
             .learn(own_object(&result)?, sent_at)
             .ok_or(FsError::Io)?;
         if change.size.is_some() {
-            self.inodes.wrote(node, attrs.data_counter);
+            self.inodes.wrote(node, attrs.data_counter, Wrote::ByCall);
         }
-        self.inodes.tell(node);
+        self.inodes.tell(node, attrs.data_counter);
         Ok((attrs, self.inodes.time_left(sent_at)))
     }
 }

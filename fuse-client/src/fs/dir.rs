@@ -261,7 +261,7 @@ impl Fs {
             return Ok(Some(sink.add(listed)));
         }
         let entry = match &item.entry.object {
-            Some(object) => self.entry(object, sent_at)?,
+            Some(object) => self.entry_to_offer(object, sent_at)?,
             None => {
                 let get = op::Op::Getattr(GetAttr {
                     gfid: Some(gfid),
@@ -270,7 +270,7 @@ impl Fs {
                 let Ok((result, _, sent_at)) = self.read_op(caller, get) else {
                     return Ok(None);
                 };
-                self.entry(own_object(&result)?, sent_at)?
+                self.entry_to_offer(own_object(&result)?, sent_at)?
             }
         };
         let age = sent_at.elapsed();
@@ -282,7 +282,10 @@ impl Fs {
             .min(entry.attr_timeout);
         let room = sink.add(listed);
         match room {
-            Room::Taken => self.saw_name(dir.node, dir.gfid, name, gfid),
+            Room::Taken => {
+                self.inodes.tell(entry.node, entry.attrs.data_counter);
+                self.saw_name(dir.node, dir.gfid, name, &entry, gfid);
+            }
             Room::Full => self.inodes.forget(entry.node, 1),
         }
         Ok(Some(room))

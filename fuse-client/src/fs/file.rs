@@ -4,9 +4,10 @@ use bytes::Bytes;
 use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{Caller, Fsync, Read, Write, op, result};
 
+use super::handles::File;
 use super::notes::Note;
 use super::{Fs, FsResult, object_of};
-use crate::cache::NodeId;
+use crate::cache::{NodeId, Wrote};
 use crate::session::Effect;
 
 /// What the kernel says of a write besides its bytes.
@@ -82,10 +83,22 @@ impl Fs {
             Effect::Overwrites
         };
         let ops = vec![op::Op::Write(write)];
-        let mut answer = self.ask_through(&[&file], caller, ops, bytes, effect)?;
+        // The kernel writes a page through any handle that may write, whoever changed it: one that
+        // a lock was lost on holds up them all.
+        let all = match how.from_page_cache {
+            true => self.handles.of(file.gfid),
+            false => Vec::new(),
+        };
+        let mut through: Vec<&File> = all.iter().map(|one| &**one).collect();
+        through.push(&file);
+        let mut answer = self.ask_through(&through, caller, ops, bytes, effect)?;
         let result = answer.take(0)?;
         if let Some(object) = object_of(&result, file.gfid) {
-            self.inodes.wrote(node, object.data_counter);
+            let wrote = match how.from_page_cache {
+                true => Wrote::FromPageCache,
+                false => Wrote::ByCall,
+            };
+            self.inodes.wrote(node, object.data_counter, wrote);
         }
         match result.ok {
             Some(result::Ok::Offset(chosen)) if chosen != offset => {

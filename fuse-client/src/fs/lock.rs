@@ -8,12 +8,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use mortar_common::FsError;
+use mortar_common::{FsError, Gfid};
 use mortar_proto::data::{Caller, GetLock, Lock, LockKind, LockType, SetLock, op, result};
 
-use super::notes::Note;
+use super::handles::File;
+use super::notes::{Note, Then};
 use super::{Fs, FsResult, is_uncertain, object_of};
-use crate::cache::{NodeId, Pages};
+use crate::cache::{Cached, NodeId};
 use crate::session::holdings::HeldLock;
 use crate::session::{Effect, signal_waits};
 
@@ -163,7 +164,7 @@ impl Fs {
         }
     }
 
-    fn lock_when_free(&self, caller: Caller, ask: &LockAsk, wait: &LockWait) -> FsResult<Pages> {
+    fn lock_when_free(&self, caller: Caller, ask: &LockAsk, wait: &LockWait) -> FsResult<Granted> {
         let mut pause = PAUSE_FIRST;
         let mut watch = SignalWatch::of(caller);
         loop {
@@ -187,20 +188,14 @@ impl Fs {
         }
     }
 
-    /// One request. On a grant tells whether the kernel's pages are of the content as it is now.
-    fn try_lock(&self, caller: Caller, ask: &LockAsk, wait: Duration) -> FsResult<Pages> {
+    /// One request.
+    fn try_lock(&self, caller: Caller, ask: &LockAsk, wait: Duration) -> FsResult<Granted> {
         let file = self.handles.file(ask.handle)?;
         file.usable()?;
         let holdings = self.session.holdings();
-        let unlock = ask.how == LockType::LockUnlock;
-        if unlock && !holdings.holds_lock(file.gfid, ask.owner, ask.kind) {
-            return Ok(Pages::Current);
+        if ask.how == LockType::LockUnlock {
+            return self.unlock(caller, ask, &file);
         }
-        let set = SetLock {
-            gfid: Some(file.gfid),
-            lock: Some(lock_of(ask)),
-            wait_ms: if unlock { 0 } else { wait.as_millis() as u32 },
-        };
         let held = HeldLock {
             owner: ask.owner,
             handle: ask.handle,
@@ -208,53 +203,96 @@ impl Fs {
             lost: file.locks_lost.clone(),
         };
         let life = self.session.life_number();
-        let ops = vec![op::Op::Setlock(set)];
+        let ops = vec![set_lock(file.gfid, ask, wait)];
         let outcome = self.ask_through(&[&file], caller, ops, &[], Effect::Repeatable);
-        if !unlock && outcome.as_ref().is_err_and(|error| is_uncertain(*error)) {
+        if outcome.as_ref().is_err_and(|error| is_uncertain(*error)) {
             // It may be held: then it goes when the file is closed.
             holdings.lock_granted(file.gfid, held.clone(), life)?;
         }
         let mut answer = outcome?;
         let result = answer.take(0)?;
-        if unlock {
-            if ask.range
-                == (LockRange {
-                    start: 0,
-                    end: TO_THE_END,
-                })
-            {
-                holdings.owner_unlocked(file.gfid, ask.owner, ask.kind);
-            }
-            return Ok(Pages::Current);
-        }
         holdings.lock_granted(file.gfid, held, answer.life)?;
         for handle in self.handles.of(file.gfid) {
             handle.drop_head();
         }
-        match object_of(&result, file.gfid) {
-            Some(object) => Ok(self.inodes.opened(ask.node, object.data_counter)),
+        let data_counter = match object_of(&result, file.gfid) {
+            Some(object) => object.data_counter,
             None => {
                 self.inodes.expire(ask.node);
-                Ok(self.inodes.opened(ask.node, 0))
+                0
             }
+        };
+        Ok(match self.inodes.validate(ask.node, data_counter) {
+            Cached::Nothing | Cached::Current => Granted::PagesRight,
+            Cached::Stale => Granted::PagesStale { data_counter },
+        })
+    }
+
+    /// What is remembered of the owner's locks goes first, and comes back when the primary did not
+    /// say that it has let them go: a grant to another thread of the owner, which the primary gives
+    /// after it, is not to be forgotten with them.
+    fn unlock(&self, caller: Caller, ask: &LockAsk, file: &File) -> FsResult<Granted> {
+        let holdings = self.session.holdings();
+        if !holdings.holds_lock(file.gfid, ask.owner, ask.kind) {
+            return Ok(Granted::PagesRight);
         }
+        let whole = LockRange {
+            start: 0,
+            end: TO_THE_END,
+        };
+        let life = self.session.life_number();
+        let taken = match ask.range == whole {
+            true => holdings.take_locks_of(file.gfid, ask.owner, ask.kind),
+            false => Vec::new(),
+        };
+        let ops = vec![set_lock(file.gfid, ask, Duration::ZERO)];
+        let answer = self.ask_through(&[file], caller, ops, &[], Effect::Repeatable);
+        let outcome = answer.and_then(|mut answer| answer.take(0));
+        if outcome.is_err() {
+            holdings.put_back(file.gfid, taken, life);
+        }
+        outcome.map(|_| Granted::PagesRight)
     }
 
     /// A grant is a point of validation: before the caller goes on, what the kernel has cached of
     /// the file is dropped unless it is still right.
-    fn lock_judged(&self, ask: &LockAsk, outcome: FsResult<Pages>, answer: LockAnswer) {
+    fn lock_judged(
+        self: &Arc<Self>,
+        ask: &LockAsk,
+        outcome: FsResult<Granted>,
+        answer: LockAnswer,
+    ) {
         match outcome {
-            Ok(Pages::Stale) => {
-                let then = Box::new(move || answer(Ok(())));
-                self.notes.push(Note::DropPages {
-                    node: ask.node,
-                    then: Some(then),
+            Ok(Granted::PagesStale { data_counter }) => {
+                let (fs, node) = (self.clone(), ask.node);
+                let then: Then = Box::new(move || {
+                    fs.pages_dropped(node, data_counter);
+                    answer(Ok(()));
                 });
+                let then = Some(then);
+                self.notes.push(Note::DropPages { node, then });
             }
-            Ok(Pages::Current) => answer(Ok(())),
+            Ok(Granted::PagesRight) => answer(Ok(())),
             Err(error) => answer(Err(error)),
         }
     }
+}
+
+/// A lock that was taken or given up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Granted {
+    /// What the kernel has cached of the file is right.
+    PagesRight,
+    /// It is to be dropped first; what is read then is of this counter.
+    PagesStale { data_counter: u64 },
+}
+
+fn set_lock(gfid: Gfid, ask: &LockAsk, wait: Duration) -> op::Op {
+    op::Op::Setlock(SetLock {
+        gfid: Some(gfid),
+        lock: Some(lock_of(ask)),
+        wait_ms: wait.as_millis() as u32,
+    })
 }
 
 /// Looks at a caller for a signal, where nobody tells.

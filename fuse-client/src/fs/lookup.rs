@@ -26,7 +26,13 @@ impl Fs {
                 let object = own_object(&result)?;
                 let entry = self.entry(object, sent_at)?;
                 self.retries.looked_up(caller.pid, Some(entry.node));
-                self.saw_name(parent, parent_gfid, name, object.gfid.ok_or(FsError::Io)?);
+                self.saw_name(
+                    parent,
+                    parent_gfid,
+                    name,
+                    &entry,
+                    object.gfid.ok_or(FsError::Io)?,
+                );
                 Ok(entry)
             }
             Err(error) => {

@@ -48,7 +48,13 @@ impl Fs {
         let (result, sent_at) = self.change_op(caller, op::Op::Create(create), Effect::Once)?;
         let object = own_object(&result)?;
         let entry = self.entry(object, sent_at)?;
-        self.saw_name(parent, parent_gfid, name, object.gfid.ok_or(FsError::Io)?);
+        self.saw_name(
+            parent,
+            parent_gfid,
+            name,
+            &entry,
+            object.gfid.ok_or(FsError::Io)?,
+        );
         Ok(entry)
     }
 
@@ -80,7 +86,7 @@ impl Fs {
         let object = own_object(&result)?;
         let gfid = object.gfid.ok_or(FsError::Io)?;
         let entry = self.entry(object, sent_at)?;
-        self.saw_name(parent, parent_gfid, name, gfid);
+        self.saw_name(parent, parent_gfid, name, &entry, gfid);
         let opened = if result.created {
             self.register_open(gfid);
             Ok(self.opened(entry.node, gfid, &entry.attrs, how.flags, None))
@@ -145,7 +151,7 @@ impl Fs {
         let (result, sent_at) = self.change_op(caller, op::Op::Link(link), Effect::Once)?;
         self.inodes.name_made(node);
         let entry = self.entry(own_object(&result)?, sent_at)?;
-        self.saw_name(parent, parent_gfid, name, gfid);
+        self.saw_name(parent, parent_gfid, name, &entry, gfid);
         Ok(entry)
     }
 

@@ -5,7 +5,7 @@ use mortar_proto::data::{Caller, GetAttr, LockKind, Open, Read, ReleaseOwner, op
 
 use super::handles::{File, Head};
 use super::{Fs, FsResult, KillSetId, is_ordinary, is_uncertain, own_object, to_the_end};
-use crate::cache::{Attrs, NodeId, Pages};
+use crate::cache::{Attrs, Cached, NodeId};
 use crate::options::PageCache;
 use crate::session::holdings::Registration;
 use crate::session::{Answer, Effect};
@@ -40,17 +40,24 @@ pub struct Opened {
     pub handle: u64,
     /// How it uses the page cache.
     pub pages: PageUse,
-    /// Whether the kernel must forget the attributes it has before it is answered.
-    pub attributes: KernelAttributes,
+    /// What the kernel must forget before it is answered.
+    pub first: DropFirst,
 }
 
-/// What the kernel believes of an opened file's attributes.
+/// What the kernel knows of an opened file and is to forget before the open is answered.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum KernelAttributes {
-    /// They belong to the content as it is.
-    Right,
-    /// The file was changed by somebody else since: its size may be another.
-    Behind,
+pub enum DropFirst {
+    /// Nothing: all belongs to the content as it is.
+    Nothing,
+    /// Attributes: the file was changed by somebody else, its size may be another.
+    Attributes,
+    /// Attributes and pages; [`Fs::pages_dropped`] is to follow, with the counter they are of then.
+    /// The kernel would drop them by itself, but only when it takes the reply: until then another
+    /// process could be told that they are right.
+    Pages {
+        /// Of the content as it is.
+        data_counter: u64,
+    },
 }
 
 impl Fs {
@@ -135,27 +142,36 @@ impl Fs {
         flags: i32,
         head: Option<Head>,
     ) -> Opened {
-        let pages = self.inodes.opened(node, attrs.data_counter);
+        let cached = self.inodes.validate(node, attrs.data_counter);
         let direct = self.is_direct(flags);
         let head = head.filter(|_| !direct);
         let handle = self.handles.add_file(File::new(gfid, head));
         // With O_TRUNC the kernel itself drops what it knew of the content.
         let truncated = flags & libc::O_TRUNC != 0;
-        let attributes = match self.inodes.kernel_is_behind(node, attrs.data_counter) {
-            _ if truncated => KernelAttributes::Right,
-            true => KernelAttributes::Behind,
-            false => KernelAttributes::Right,
+        let is_behind = self.inodes.kernel_is_behind(node, attrs.data_counter);
+        let first = match (cached, is_behind) {
+            _ if truncated => DropFirst::Nothing,
+            (Cached::Stale, _) => DropFirst::Pages {
+                data_counter: attrs.data_counter,
+            },
+            (Cached::Nothing | Cached::Current, true) => DropFirst::Attributes,
+            (Cached::Nothing | Cached::Current, false) => DropFirst::Nothing,
         };
-        let pages = match pages {
+        let pages = match cached {
             _ if direct => PageUse::Direct,
-            Pages::Current => PageUse::Kept,
-            Pages::Stale => PageUse::Fresh,
+            Cached::Current => PageUse::Kept,
+            Cached::Nothing | Cached::Stale => PageUse::Fresh,
         };
         Opened {
             handle,
             pages,
-            attributes,
+            first,
         }
+    }
+
+    /// The kernel has dropped the pages of a file: see [`DropFirst::Pages`].
+    pub fn pages_dropped(&self, node: NodeId, data_counter: u64) {
+        self.inodes.dropped(node, data_counter);
     }
 
     /// close(2) of one descriptor. Nothing is buffered here, so there is nothing to send but the
@@ -163,21 +179,29 @@ impl Fs {
     pub fn flush(&self, caller: Caller, handle: u64, owner: u64) -> FsResult<()> {
         let file = self.handles.file(handle)?;
         let holdings = self.session.holdings();
-        if holdings.holds_lock(file.gfid, owner, LockKind::LockPosix) {
+        let life = self.session.life_number();
+        // Out before they are given up: see `Fs::unlock`.
+        let taken = holdings.take_locks_of(file.gfid, owner, LockKind::LockPosix);
+        if !taken.is_empty() {
             let release = ReleaseOwner {
                 gfid: Some(file.gfid),
                 owner,
                 kind: LockKind::LockPosix.into(),
                 ..Default::default()
             };
-            self.change_op(
-                to_the_end(caller),
-                op::Op::ReleaseOwner(release),
-                Effect::Repeatable,
-            )?;
-            holdings.owner_unlocked(file.gfid, owner, LockKind::LockPosix);
+            let outcome = self.release_locks(caller, release);
+            if outcome.is_err() {
+                holdings.put_back(file.gfid, taken, life);
+            }
+            outcome?;
         }
         file.usable()
+    }
+
+    fn release_locks(&self, caller: Caller, release: ReleaseOwner) -> FsResult<()> {
+        let op = op::Op::ReleaseOwner(release);
+        self.change_op(to_the_end(caller), op, Effect::Repeatable)
+            .map(|_| ())
     }
 
     /// The last descriptor of a handle is closed: every lock taken through it goes, whatever its
@@ -186,20 +210,15 @@ impl Fs {
         let file = self.handles.remove_file(handle).ok_or(FsError::BadHandle)?;
         let holdings = self.session.holdings();
         let mut outcome = Ok(());
-        if holdings.handle_unlocked(file.gfid, handle) {
+        if !holdings.take_locks_through(file.gfid, handle).is_empty() {
             let release = ReleaseOwner {
                 gfid: Some(file.gfid),
                 handle,
                 whole_handle: true,
                 ..Default::default()
             };
-            outcome = self
-                .change_op(
-                    to_the_end(caller),
-                    op::Op::ReleaseOwner(release),
-                    Effect::Repeatable,
-                )
-                .map(|_| ());
+            // Where that fails, they go when the primary hears that nobody has the file open.
+            outcome = self.release_locks(caller, release);
         }
         holdings.close(file.gfid);
         outcome

@@ -5,7 +5,7 @@ use mortar_proto::data::{Caller, CopyRange, Fallocate, Seek, Whence, op, result}
 
 use super::handles::File;
 use super::{Fs, FsResult, is_ordinary, object_of};
-use crate::cache::NodeId;
+use crate::cache::{NodeId, Wrote};
 use crate::session::Effect;
 
 /// Copied in one request; callers ask again for the rest. Bounds how long one change takes.
@@ -31,7 +31,7 @@ impl Fs {
         };
         let (result, _) = self.change_through(&[&file], caller, op::Op::Fallocate(fallocate))?;
         if let Some(object) = object_of(&result, file.gfid) {
-            self.inodes.wrote(node, object.data_counter);
+            self.inodes.wrote(node, object.data_counter, Wrote::ByCall);
         }
         Ok(())
     }
@@ -78,7 +78,7 @@ impl Fs {
         let files: [&File; 2] = [&from_file, &to_file];
         let (result, _) = self.change_through(&files, caller, op::Op::CopyRange(copy))?;
         if let Some(object) = object_of(&result, to_file.gfid) {
-            self.inodes.wrote(to.0, object.data_counter);
+            self.inodes.wrote(to.0, object.data_counter, Wrote::ByCall);
         }
         match result.ok {
             Some(result::Ok::Count(count)) => u32::try_from(count).map_err(|_| FsError::Io),

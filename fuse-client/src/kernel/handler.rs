@@ -13,10 +13,10 @@ use super::convert::rename_how;
 use super::reply::{Answerer, Reply};
 use super::request::{Operation, Request};
 use crate::cache::NodeId;
-use crate::fs::notes::Note;
+use crate::fs::notes::{Note, Then};
 use crate::fs::{
-    DirSink, Entry, Fs, FsResult, KernelAttributes, Listed, LockAsk, LockWait, NewNode, Opened,
-    Room, XattrAnswer,
+    DirSink, DropFirst, Entry, Fs, FsResult, Listed, LockAsk, LockWait, NewNode, Opened, Room,
+    XattrAnswer,
 };
 
 /// Serves requests, each with exactly one answer.
@@ -196,19 +196,29 @@ impl Handler {
         let Opened {
             handle,
             pages,
-            attributes,
+            first,
         } = match outcome {
             Ok(opened) => opened,
             Err(error) => return answer.answer(Reply::Error(error)),
         };
         let reply = Reply::Opened { handle, pages };
-        match attributes {
-            KernelAttributes::Right => answer.answer(reply),
-            KernelAttributes::Behind => {
-                let then = Box::new(move || answer.answer(reply));
-                self.fs.notes().push(Note::DropAttributes { node, then });
+        let note = match first {
+            DropFirst::Nothing => return answer.answer(reply),
+            DropFirst::Attributes => Note::DropAttributes {
+                node,
+                then: Box::new(move || answer.answer(reply)),
+            },
+            DropFirst::Pages { data_counter } => {
+                let fs = self.fs.clone();
+                let then: Then = Box::new(move || {
+                    fs.pages_dropped(node, data_counter);
+                    answer.answer(reply);
+                });
+                let then = Some(then);
+                Note::DropPages { node, then }
             }
-        }
+        };
+        self.fs.notes().push(note);
     }
 
     fn set_lock(&self, caller: Caller, ask: LockAsk, may_wait: bool, mut answer: impl Answerer) {

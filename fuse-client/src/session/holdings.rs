@@ -37,6 +37,8 @@ struct Held {
     /// When the last handle was closed.
     idle_since: Option<Instant>,
     locks: Vec<HeldLock>,
+    /// The last life that was lost when it was taken to be released.
+    taken_after: Option<LifeNumber>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -124,12 +126,15 @@ impl Holdings {
     /// Takes up to `max` objects that have been closed for `age`, to be released.
     pub fn take_idle(&self, max: usize, age: Duration) -> Vec<Gfid> {
         let mut taken = Vec::new();
-        for (gfid, held) in &mut self.lock().held {
+        let mut state = self.lock();
+        let lost = state.lost;
+        for (gfid, held) in &mut state.held {
             if taken.len() == max {
                 break;
             }
             if held.releasable() && held.idle_since.is_some_and(|since| since.elapsed() >= age) {
                 held.stage = Stage::Releasing;
+                held.taken_after = lost;
                 taken.push(*gfid);
             }
         }
@@ -141,10 +146,12 @@ impl Holdings {
     pub fn take_if_idle(&self, gfid: Gfid) -> bool {
         let mut state = self.lock();
         loop {
+            let lost = state.lost;
             match state.held.get_mut(&gfid) {
                 Some(held) if held.stage == Stage::Releasing => state = self.changed.wait(state),
                 Some(held) if held.releasable() => {
                     held.stage = Stage::Releasing;
+                    held.taken_after = lost;
                     return true;
                 }
                 _ => return false,
@@ -168,12 +175,15 @@ impl Holdings {
         self.changed.notify_all();
     }
 
-    /// What was taken has not been released: it is as before.
+    /// What was taken has not been released: it is as before. A session that began meanwhile has
+    /// not been told of it, though.
     pub fn not_released(&self, gfids: &[Gfid]) {
         let mut state = self.lock();
+        let lost = state.lost;
         for gfid in gfids {
-            if let Some(held) = state.held.get_mut(gfid) {
-                held.stage = Stage::Registered;
+            match state.held.get_mut(gfid) {
+                Some(held) if held.taken_after == lost => held.stage = Stage::Registered,
+                _ => drop(state.held.remove(gfid)),
             }
         }
         drop(state);
@@ -230,14 +240,22 @@ impl Holdings {
         held.is_some_and(|held| held.locks.iter().any(|lock| lock.is_of(owner, kind)))
     }
 
-    /// Forgets the locks of this kind of an owner; whether there were any.
-    pub fn owner_unlocked(&self, gfid: Gfid, owner: u64, kind: LockKind) -> bool {
-        self.unlock(gfid, |lock| lock.is_of(owner, kind))
+    /// Takes out the locks of this kind of an owner.
+    pub fn take_locks_of(&self, gfid: Gfid, owner: u64, kind: LockKind) -> Vec<HeldLock> {
+        self.take_locks(gfid, |lock| lock.is_of(owner, kind))
     }
 
-    /// Forgets the locks taken through a handle; whether there were any.
-    pub fn handle_unlocked(&self, gfid: Gfid, handle: u64) -> bool {
-        self.unlock(gfid, |lock| lock.handle == handle)
+    /// Takes out the locks taken through a handle.
+    pub fn take_locks_through(&self, gfid: Gfid, handle: u64) -> Vec<HeldLock> {
+        self.take_locks(gfid, |lock| lock.handle == handle)
+    }
+
+    /// What was taken out in that life of the session was not given up after all.
+    pub fn put_back(&self, gfid: Gfid, locks: Vec<HeldLock>, life: LifeNumber) {
+        for lock in locks {
+            // Lost meanwhile: the handle is told by that.
+            let _ = self.lock_granted(gfid, lock, life);
+        }
     }
 
     /// This life of the session was fenced: all locks are gone, and their handles are told. So are
@@ -276,14 +294,14 @@ impl Holdings {
         open.chunks(REOPEN_OPS_MAX).map(<[Op]>::to_vec).collect()
     }
 
-    fn unlock(&self, gfid: Gfid, of: impl Fn(&HeldLock) -> bool) -> bool {
+    fn take_locks(&self, gfid: Gfid, of: impl Fn(&HeldLock) -> bool) -> Vec<HeldLock> {
         let mut state = self.lock();
         let Some(held) = state.held.get_mut(&gfid) else {
-            return false;
+            return Vec::new();
         };
-        let before = held.locks.len();
-        held.locks.retain(|lock| !of(lock));
-        held.locks.len() != before
+        let (taken, kept) = std::mem::take(&mut held.locks).into_iter().partition(of);
+        held.locks = kept;
+        taken
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -384,7 +402,8 @@ mod tests {
         };
         assert_eq!(holdings.lose_locks(first), all);
         assert!(lost.load(Ordering::Acquire));
-        assert!(!holdings.owner_unlocked(FILE, 1, LockKind::LockPosix));
+        let taken = holdings.take_locks_of(FILE, 1, LockKind::LockPosix);
+        assert!(taken.is_empty());
 
         // A grant that comes in when its life is over already is none.
         lost.store(false, Ordering::Release);
@@ -393,5 +412,53 @@ mod tests {
         assert!(lost.load(Ordering::Acquire));
         assert!(!holdings.holds_lock(FILE, 1, LockKind::LockPosix));
         assert_eq!(holdings.lock_granted(FILE, lock, first.next()), Ok(()));
+    }
+
+    /// A thread unlocked the whole file while another of the same owner was granted a lock: the
+    /// grant was forgotten with what the first gave up, and the lock stayed for ever.
+    #[test]
+    fn a_grant_while_others_are_given_up_is_remembered() {
+        let holdings = Holdings::default();
+        let lock = |handle| HeldLock {
+            owner: 1,
+            handle,
+            kind: LockKind::LockPosix,
+            lost: Arc::default(),
+        };
+        let life = LifeNumber::default();
+        holdings.lock_granted(FILE, lock(7), life).unwrap();
+        let taken = holdings.take_locks_of(FILE, 1, LockKind::LockPosix);
+        assert_eq!(taken.len(), 1);
+        assert!(!holdings.holds_lock(FILE, 1, LockKind::LockPosix));
+        holdings.lock_granted(FILE, lock(8), life).unwrap();
+        assert!(holdings.holds_lock(FILE, 1, LockKind::LockPosix));
+        // One that could not be given up is still held, unless its session is over.
+        holdings.put_back(FILE, taken.clone(), life);
+        assert_eq!(holdings.lose_locks(life).locks, 2);
+        holdings.put_back(FILE, taken.clone(), life);
+        assert!(taken[0].lost.load(Ordering::Acquire));
+        assert!(!holdings.holds_lock(FILE, 1, LockKind::LockPosix));
+    }
+
+    #[test]
+    fn an_open_that_a_fence_found_under_release_is_not_believed_to_be_registered() {
+        let holdings = Holdings::default();
+        for is_fenced in [false, true] {
+            holdings.begin_open(FILE);
+            holdings.registered(FILE);
+            holdings.close(FILE);
+            assert!(holdings.take_if_idle(FILE));
+            if is_fenced {
+                holdings.lose_locks(LifeNumber::default());
+                assert!(holdings.reopen_in_pieces().is_empty());
+            }
+            holdings.not_released(&[FILE]);
+            let expected = match is_fenced {
+                true => Registration::Needed,
+                false => Registration::Known,
+            };
+            assert_eq!(holdings.begin_open(FILE), expected);
+            holdings.close(FILE);
+        }
     }
 }

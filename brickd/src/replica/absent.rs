@@ -290,7 +290,7 @@ impl Absent {
     }
 
     /// From now on, after the change `number`, what changes is noted for this in-sync copy.
-    fn follow(&self, copy: BrickId, number: u64) {
+    pub(super) fn follow(&self, copy: BrickId, number: u64) {
         let mut inner = self.lock();
         let partner = inner.partners.entry(copy).or_default();
         if partner.noted_after.is_none() {

@@ -57,6 +57,13 @@ impl Gate {
         }
         Pass { gate: self, ticket }
     }
+
+    /// How many requests wait their turn.
+    #[cfg(test)]
+    pub fn waiting(&self) -> usize {
+        let inner = self.inner.lock().unwrap_or_else(PoisonError::into_inner);
+        inner.waiting.len()
+    }
 }
 
 impl Drop for Pass<'_> {

@@ -5,6 +5,12 @@
 //! again under the object's key, when every change ordered before is applied on all copies: what
 //! differs then, no change explains.
 
+mod repair;
+#[cfg(test)]
+pub(crate) mod rig;
+#[cfg(test)]
+mod tests;
+
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -12,17 +18,16 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mortar_common::placement::name_hash;
 use mortar_common::{BrickId, FsError, Gfid};
-use mortar_proto::data::change::Step;
 use mortar_proto::data::op::Op as OpKind;
 use mortar_proto::data::result::Ok as Answer;
-use mortar_proto::data::{self, FsyncStep, HealDataStep, Lookup, Object, Op, Read, ReadDir};
+use mortar_proto::data::{self, Lookup, Op, ReadDir};
 use tracing::{info, warn};
 
-use super::core::{Role, WaitFor};
+use super::core::Role;
 use super::gate::Pass;
 use super::healing::Asker;
 use super::keys::{Key, Keys, Mode};
-use super::order::{NotDone, Origin};
+use super::order::NotDone;
 use super::{Replica, now_ms};
 use crate::brick::BrickError;
 use crate::heal::Gone;
@@ -480,93 +485,6 @@ impl Scrubber<'_> {
             };
             (page.after_hash, page.after_name) = (last.hash, last.name.clone());
         }
-    }
-
-    /// Bytes of a range as a copy has them: 0 is this one.
-    ///
-    /// # Errors
-    /// Those of the disk; that the copy is gone.
-    pub fn read(&self, copy: usize, gfid: Gfid, range: &Range<u64>) -> Result<Bytes, ScrubError> {
-        let len = (range.end - range.start) as u32;
-        let Some(other) = copy.checked_sub(1) else {
-            let mut bytes = Vec::with_capacity(len as usize);
-            self.replica
-                .store()
-                .read(gfid, range.start, len, &mut bytes)?;
-            return Ok(bytes.into());
-        };
-        let read = Read {
-            gfid: Some(gfid),
-            offset: range.start,
-            len,
-        };
-        let ask = Op {
-            op: Some(OpKind::Read(read)),
-        };
-        let (answers, payload) = self.copies[other].ask(vec![ask])?;
-        match answers.first() {
-            Some(answer) if answer.errno == 0 => Ok(payload),
-            _ => Err(ScrubError::Changed),
-        }
-    }
-
-    /// Gives all copies this one's bytes, where they differ.
-    ///
-    /// # Errors
-    /// Why not.
-    pub fn give_mine(&self, differing: &Differing) -> Result<(), ScrubError> {
-        for range in &differing.ranges {
-            let what = What::Bytes(range.clone());
-            let pass = self.enter(differing.gfid, &what)?;
-            let bytes = self.read(0, differing.gfid, range)?;
-            self.repair(differing.gfid, range, bytes)?;
-            drop(pass);
-        }
-        self.sync(differing.gfid)
-    }
-
-    /// All copies get these bytes, as an ordered change; whoever has the file in a cache hears that
-    /// it changed. Call with its key held.
-    fn repair(&self, gfid: Gfid, range: &Range<u64>, bytes: Bytes) -> Result<(), ScrubError> {
-        let Some(mut whole) = found(self.replica.store().heal_object(gfid))? else {
-            return Ok(());
-        };
-        let object: &mut Object = whole.object.get_or_insert_default();
-        let end = range.end.min(object.size);
-        if range.start >= end || bytes.len() as u64 != end - range.start {
-            return Ok(()); // It was cut short meanwhile.
-        }
-        object.data_counter = object
-            .data_counter
-            .max(self.replica.lock_core().last_number());
-        let step = HealDataStep {
-            gfid: Some(gfid),
-            offset: range.start,
-            len: bytes.len() as u64,
-            hole: false,
-        };
-        self.order(Step::HealData(step), bytes)?;
-        self.order(Step::HealObject(whole), Bytes::new())
-    }
-
-    fn sync(&self, gfid: Gfid) -> Result<(), ScrubError> {
-        let fsync = FsyncStep {
-            gfid: Some(gfid),
-            data_only: false,
-        };
-        self.order(Step::Fsync(fsync), Bytes::new())
-    }
-
-    fn order(&self, step: Step, payload: Bytes) -> Result<(), ScrubError> {
-        let everyone = WaitFor::Everyone;
-        let (numbered, waiter) = self.replica.order(
-            &mut |_| Some(step.clone()),
-            payload,
-            Origin::default(),
-            everyone,
-            PATIENCE,
-        )?;
-        Ok(self.replica.finish(&numbered, &waiter, None)?)
     }
 }
 

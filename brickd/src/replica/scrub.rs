@@ -249,6 +249,9 @@ impl Scrubber<'_> {
             let Some(pass) = self.enter(gfid, &what)? else {
                 continue; // Too busy to be judged; compared again next time.
             };
+            // From here on each of the copies has all that was ordered: one that had gone out before
+            // might outvote those that go on.
+            self.check()?;
             match what {
                 What::Attributes => {
                     if judge(&self.plain_sums(gfid)?) != Judgement::Equal {
@@ -275,9 +278,10 @@ impl Scrubber<'_> {
         }
         let path = || self.replica.store().path_of(gfid).unwrap_or_default();
         if repaired {
+            self.sync(gfid)?;
+            self.check()?; // What a copy that went out lacks is marked, and is not repaired yet.
             warn!(path = path(), %gfid, "one of three copies had other bytes than the others: repaired");
             self.scrub.add_repaired();
-            self.sync(gfid)?;
         }
         if differing.is_empty() {
             return Ok(());
@@ -295,7 +299,7 @@ impl Scrubber<'_> {
         if self.copies.len() > 1 {
             self.tell(gfid, "its content differs on every copy");
         } else if let Err(error) = versions.keep(self, &differing) {
-            info!(%gfid, %error, "the other version could not be kept");
+            info!(%gfid, %error, "the copies could not be made equal with the other version kept");
             self.tell(gfid, "its content differs");
         }
         self.check()

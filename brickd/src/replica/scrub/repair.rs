@@ -6,14 +6,17 @@ use bytes::Bytes;
 use mortar_common::{Gfid, SessionId};
 use mortar_proto::data::change::Step;
 use mortar_proto::data::op::Op as OpKind;
-use mortar_proto::data::{FsyncStep, HealDataStep, Object, Op, Read};
+use mortar_proto::data::{FsyncStep, Op, Read, SetAttrStep, SetXattrStep, WriteStep};
 
-use super::{Differing, PATIENCE, ScrubError, Scrubber, What};
+use super::{Differing, FINE_SUM_BYTES, PATIENCE, ScrubError, Scrubber, pieces};
 use crate::heal::query::found;
 use crate::replica::core::WaitFor;
 use crate::replica::gate::Pass;
-use crate::replica::keys::keys_of;
+use crate::replica::keys::{Key, Keys, Mode, keys_of};
 use crate::replica::order::Origin;
+
+/// The kernel takes it away from a file that is written.
+const CAPABILITY: &[u8] = b"security.capability";
 
 impl Scrubber<'_> {
     /// Bytes of a range as a copy has them: 0 is this one.
@@ -44,48 +47,70 @@ impl Scrubber<'_> {
         }
     }
 
-    /// Gives all copies this one's bytes, where they differ.
+    /// Gives all copies this one's bytes, where they differ. Goes on to the end without a copy that
+    /// goes out meanwhile: only so is all of it marked there.
     ///
     /// # Errors
-    /// Why not.
+    /// Why not; also that a copy went out: it has what was given only when it is healed.
     pub fn give_mine(&self, differing: &Differing) -> Result<(), ScrubError> {
+        let gfid = differing.gfid;
         for range in &differing.ranges {
-            let what = What::Bytes(range.clone());
-            let pass = self.enter(differing.gfid, &what)?;
-            let bytes = self.read(0, differing.gfid, range)?;
-            self.repair(differing.gfid, range, bytes)?;
-            drop(pass);
+            for piece in pieces(range.clone(), FINE_SUM_BYTES) {
+                let mut keys = Keys::none();
+                keys.add(Key::Object(gfid), Mode::Change);
+                let pass = self.replica.gate.enter(keys);
+                let bytes = self.read(0, gfid, &piece)?;
+                self.repair(gfid, &piece, bytes)?;
+                drop(pass);
+            }
         }
-        self.sync(differing.gfid)
+        self.sync(gfid)?;
+        self.check()
     }
 
-    /// All copies get these bytes, as an ordered change; whoever has the file in a cache hears that
-    /// it changed. Call with its key held.
+    /// All copies get these bytes, as a write that nobody sees but in the file's content; whoever has
+    /// the file in a cache hears that it changed. Call with its key held.
+    ///
+    /// The steps of a heal would do with less, but they are noted for nobody: a copy that goes out
+    /// before it has them on its disk would come back with what it had.
     pub(super) fn repair(
         &self,
         gfid: Gfid,
         range: &Range<u64>,
         bytes: Bytes,
     ) -> Result<(), ScrubError> {
-        let Some(mut whole) = found(self.replica.store().heal_object(gfid))? else {
+        let Some(whole) = found(self.replica.store().heal_object(gfid))? else {
             return Ok(());
         };
-        let object: &mut Object = whole.object.get_or_insert_default();
+        let object = whole.object.unwrap_or_default();
         let end = range.end.min(object.size);
         if range.start >= end || bytes.len() as u64 != end - range.start {
             return Ok(()); // It was cut short meanwhile.
         }
-        object.data_counter = object
-            .data_counter
-            .max(self.replica.lock_core().last_number());
-        let step = HealDataStep {
+        let write = WriteStep {
             gfid: Some(gfid),
             offset: range.start,
-            len: bytes.len() as u64,
-            hole: false,
+            len: bytes.len() as u32,
+            ..Default::default()
         };
-        self.order(Step::HealData(step), bytes, None)?;
-        self.order(Step::HealObject(whole), Bytes::new(), None)
+        self.order(Step::Write(write), bytes, None)?;
+        let set = SetAttrStep {
+            gfid: Some(gfid),
+            mtime: object.mtime,
+            ..Default::default()
+        };
+        self.order(Step::Setattr(set), Bytes::new(), None)?;
+        let mut xattrs = whole.xattrs.into_iter();
+        let Some(capability) = xattrs.find(|xattr| xattr.name == CAPABILITY) else {
+            return Ok(());
+        };
+        let set = SetXattrStep {
+            gfid: Some(gfid),
+            name: capability.name,
+            value: capability.value,
+            ..Default::default()
+        };
+        self.order(Step::Setxattr(set), Bytes::new(), None)
     }
 
     /// Makes the file durable on all copies. Under its key: an fsync that a copy has done is taken

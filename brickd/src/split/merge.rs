@@ -13,7 +13,7 @@ use bytes::Bytes;
 use mortar_common::{BrickId, FsError, Gfid};
 use mortar_proto::data::{EpochRef, Object, ReadDir, RenameMode, SplitWork};
 
-use moves::Unmoved;
+use moves::{Unmoved, Way};
 
 use super::base::{Base, Hands, Place};
 use super::decide::{self, Change, Favorite, Held, Mine, Step, Winner};
@@ -86,6 +86,9 @@ pub struct Merger<'a> {
     kept: HashSet<Gfid>,
     /// Directories that could not be moved yet.
     unmoved: Vec<Unmoved>,
+    /// Directories that this side made where the base has one that is moved away later: what is
+    /// brought for them must not move away with it.
+    postponed: Vec<(Gfid, Bytes, Gfid)>,
     /// Names of files where the base has a directory: it may go, or be moved, later.
     blocked: Vec<(Gfid, Bytes, Gfid)>,
     report: Report,
@@ -105,6 +108,7 @@ impl<'a> Merger<'a> {
             unlike: HashSet::new(),
             kept: HashSet::new(),
             unmoved: Vec::new(),
+            postponed: Vec::new(),
             blocked: Vec::new(),
             report: Report::default(),
         }
@@ -125,14 +129,22 @@ impl<'a> Merger<'a> {
         if self.alone.has_changed(Gfid::ROOT) {
             self.bring_directory(Gfid::ROOT, Gfid::ROOT)?;
         }
-        let mut directories = vec![Gfid::ROOT];
-        while let Some(directory) = directories.pop() {
-            self.walk(directory, &mut directories)?;
+        self.walk_from(Gfid::ROOT)?;
+        loop {
+            // A passing name counts as a link: none may be left where links are counted.
+            self.clear_unfinished()?;
+            self.remove()?;
+            self.move_the_rest()?;
+            let postponed = std::mem::take(&mut self.postponed);
+            if postponed.is_empty() {
+                break;
+            }
+            // Each has one more turn: where the base's directory is still in its place, that stays.
+            for (parent, name, gfid) in postponed {
+                self.visit_directory(parent, &name, gfid, Blocked::Keep)?;
+                self.walk_from(gfid)?;
+            }
         }
-        // A passing name counts as a link: none may be left where links are counted.
-        self.clear_unfinished()?;
-        self.remove()?;
-        self.move_the_rest()?;
         for (parent, name, gfid) in std::mem::take(&mut self.blocked) {
             self.visit_file(parent, &name, gfid, Blocked::Keep)?;
         }
@@ -158,6 +170,14 @@ impl<'a> Merger<'a> {
         Ok(())
     }
 
+    fn walk_from(&mut self, top: Gfid) -> Result<(), MergeError> {
+        let mut directories = vec![top];
+        while let Some(directory) = directories.pop() {
+            self.walk(directory, &mut directories)?;
+        }
+        Ok(())
+    }
+
     fn walk(&mut self, directory: Gfid, below: &mut Vec<Gfid>) -> Result<(), MergeError> {
         let mut page = ReadDir {
             gfid: Some(directory),
@@ -171,8 +191,13 @@ impl<'a> Merger<'a> {
                     continue;
                 };
                 if entry.r#type << 12 == libc::S_IFDIR {
-                    self.visit_directory(directory, &entry.name, gfid)?;
-                    below.push(gfid);
+                    let come_back = Blocked::ComeBack;
+                    match self.visit_directory(directory, &entry.name, gfid, come_back)? {
+                        Settled::Done => below.push(gfid),
+                        Settled::Blocked => {
+                            self.postponed.push((directory, entry.name.clone(), gfid));
+                        }
+                    }
                 } else {
                     self.visit_file(directory, &entry.name, gfid, Blocked::ComeBack)?;
                 }
@@ -189,7 +214,8 @@ impl<'a> Merger<'a> {
         parent: Gfid,
         name: &Bytes,
         gfid: Gfid,
-    ) -> Result<(), MergeError> {
+        blocked: Blocked,
+    ) -> Result<Settled, MergeError> {
         if self.alone.has_name(parent, name) {
             if let Some(from) = self.left.get(&gfid).cloned() {
                 let to = Place::new(self.directory(parent, DEPTH_MAX)?, name.clone());
@@ -198,13 +224,16 @@ impl<'a> Merger<'a> {
                     self.unmoved.push(Unmoved::new(from, gfid, to));
                 }
             }
+            if blocked == Blocked::ComeBack && self.waits_for_its_place(parent, name, gfid)? {
+                return Ok(Settled::Blocked);
+            }
             self.directory(gfid, DEPTH_MAX)?;
         }
         if self.alone.has_changed(gfid) {
             let there = self.directory(gfid, DEPTH_MAX)?;
             self.bring_directory(gfid, there)?;
         }
-        Ok(())
+        Ok(Settled::Done)
     }
 
     /// Owner, mode and xattrs of a directory, unless the base changed them too: then its stay.
@@ -239,7 +268,8 @@ impl<'a> Merger<'a> {
         let object = self.source.object(gfid)?;
         for _ in 0..ATTEMPTS_MAX {
             match Held::of(self.base.lookup(&place)?.as_ref()) {
-                Held::Directory(there) if self.give_way(&place, there, gfid, depth)? => {}
+                Held::Directory(there)
+                    if self.give_way(&place, there, gfid, depth)? == Way::Free => {}
                 Held::Directory(there) => return Ok(there),
                 Held::Nothing => match self.base.make(&place, gfid, &object, &Bytes::new()) {
                     Ok(()) => {
@@ -508,12 +538,12 @@ impl<'a> Merger<'a> {
     }
 }
 
-/// What to do about a directory in the way of a file.
+/// What to do about a directory in the way of a file, or of a new directory.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Blocked {
     /// Look again at the end.
     ComeBack,
-    /// It is a conflict.
+    /// For a file it is a conflict; a directory is joined with it.
     Keep,
 }
 

@@ -171,6 +171,86 @@ fn changes_in_different_places_are_joined_without_a_conflict() {
     }
 }
 
+/// What has the new name of a directory that was moved, before the split.
+#[derive(Clone, Copy, Debug)]
+enum InTheWay {
+    File,
+    EmptyDirectory,
+    FilledDirectory,
+}
+
+/// As logs and backups are rotated: a directory takes the place of an old one, and a new one its.
+#[test]
+fn what_is_put_into_a_new_directory_does_not_move_away_with_the_one_that_was_there() {
+    use InTheWay::{EmptyDirectory, File, FilledDirectory};
+    // Names of all orders in which a directory lists them.
+    let names = ["x", "y", "z", "daily.0", "daily.1", "daily.2"];
+    let pairs = names.iter().flat_map(|from| names.map(|to| (*from, to)));
+    let pairs: Vec<_> = pairs.filter(|(from, to)| from != to).collect();
+    for way in [File, EmptyDirectory, FilledDirectory] {
+        for (from, to) in &pairs {
+            let (base, other) = (Side::new(), Side::new());
+            let mut common = vec![
+                base.make_directory(from),
+                base.make_file_in(&format!("/{from}"), "old"),
+            ];
+            match way {
+                File => common.push(base.make_file(to)),
+                EmptyDirectory => common.push(base.make_directory(to)),
+                FilledDirectory => {
+                    common.push(base.make_directory(to));
+                    common.push(base.make_file_in(&format!("/{to}"), "older"));
+                }
+            }
+            for (change, payload) in common {
+                other.apply(&change, &payload);
+            }
+            base.is_alone();
+            other.is_alone();
+            if matches!(way, FilledDirectory) {
+                other.remove(&format!("/{to}/older"));
+            }
+            other.remove(&format!("/{to}"));
+            other.move_to(&format!("/{from}"), to);
+            other.make_directory(from);
+            other.make_file_in(&format!("/{from}"), "new");
+            let report = merge(&base, &other, Favorite::None).unwrap();
+            let what = format!("{way:?} {from} {to}");
+            assert_eq!(in_place(&base.tree()), other.tree(), "{what}");
+            assert_eq!(report.conflicts, 0, "{what}");
+            let paths: Vec<String> = other.tree().into_keys().collect();
+            assert!(paths.contains(&format!("/{from}/new")), "{what}: {paths:?}");
+            assert!(paths.contains(&format!("/{to}/old")), "{what}: {paths:?}");
+        }
+    }
+}
+
+/// What is in the way was changed by the base too, and stays: so does the directory.
+#[test]
+fn a_new_directory_is_joined_with_one_that_cannot_make_way() {
+    let (base, other) = (Side::new(), Side::new());
+    let common = [
+        base.make_directory("x"),
+        base.make_file_in("/x", "old"),
+        base.make_file("y"),
+    ];
+    for (change, payload) in common {
+        other.apply(&change, &payload);
+    }
+    base.is_alone();
+    other.is_alone();
+    base.overwrite("/y", b"of the base");
+    other.remove("/y");
+    other.move_to("/x", "y");
+    other.make_directory("x");
+    other.make_file_in("/x", "new");
+    merge(&base, &other, Favorite::None).unwrap();
+    let tree = base.tree();
+    assert_eq!(tree["/y"].content.as_deref(), Some(&b"of the base"[..]));
+    assert!(tree.contains_key("/x/old") && tree.contains_key("/x/new"));
+    nothing_unfinished(&base, 0);
+}
+
 /// The heart of it: each content that either side wrote alone and still had is there afterwards.
 #[test]
 fn whatever_both_changed_nothing_is_lost() {

@@ -1,5 +1,6 @@
 //! Directories that this side moved.
 
+use bytes::Bytes;
 use mortar_common::{FsError, Gfid};
 use mortar_proto::data::RenameMode;
 
@@ -28,6 +29,17 @@ impl Unmoved {
     }
 }
 
+/// Whether a directory of the base makes way for a new one of this side.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// It was moved: its name is free.
+    Free,
+    /// It will be, when what has its new name is gone.
+    Later,
+    /// It stays: the new one is joined with it.
+    Never,
+}
+
 impl Merger<'_> {
     /// Moves a directory as this side did. Where the base moved it too, or would close a circle, its
     /// way stands.
@@ -51,15 +63,15 @@ impl Merger<'_> {
         there: Gfid,
         new: Gfid,
         depth: u32,
-    ) -> Result<bool, MergeError> {
+    ) -> Result<Way, MergeError> {
         if self.left.get(&there) != Some(from) || !self.is_elsewhere(there, Gfid::default()) {
-            return Ok(false);
+            return Ok(Way::Never);
         }
         let depth = depth.checked_sub(1).ok_or(FsError::Loop)?;
         let parent = self.source.parent_of_dir(there)?;
         let name = self.name_of(parent, there)?;
         if !self.alone.has_name(parent, &name) {
-            return Ok(false);
+            return Ok(Way::Never);
         }
         if self.is_below(parent, new)? {
             // Its way goes through the new one; it is moved on when it is met there.
@@ -68,21 +80,41 @@ impl Merger<'_> {
             if moved {
                 self.left.insert(there, aside);
             }
-            return Ok(moved);
+            return Ok(if moved { Way::Free } else { Way::Never });
         }
         // It has one try, or two that moved into each other would wait for one another.
         self.left.remove(&there);
         let to = Place::new(self.directory(parent, depth)?, name);
         let free = match Held::of(self.base.lookup(&to)?.as_ref()) {
             Held::Nothing => !self.kept.contains(&to.parent),
-            Held::Directory(next) => self.give_way(&to, next, there, depth)?,
+            Held::Directory(next) => self.give_way(&to, next, there, depth)? == Way::Free,
             Held::File(_) => false,
         };
-        let moved = free && self.move_directory(from, there, &to)?;
-        if !moved {
-            self.unmoved.push(Unmoved::new(from.clone(), there, to));
+        if free && self.move_directory(from, there, &to)? {
+            return Ok(Way::Free);
         }
-        Ok(moved)
+        self.unmoved.push(Unmoved::new(from.clone(), there, to));
+        Ok(Way::Later)
+    }
+
+    /// Whether the place of a directory that this side made is taken by one of the base that will be
+    /// moved away, and cannot be yet.
+    pub(super) fn waits_for_its_place(
+        &mut self,
+        parent: Gfid,
+        name: &Bytes,
+        new: Gfid,
+    ) -> Result<bool, MergeError> {
+        if self.directories.contains_key(&new) || self.base.object(new)?.is_some() {
+            return Ok(false);
+        }
+        let place = Place::new(self.directory(parent, DEPTH_MAX)?, name.clone());
+        match Held::of(self.base.lookup(&place)?.as_ref()) {
+            Held::Directory(there) => {
+                Ok(self.give_way(&place, there, new, DEPTH_MAX)? == Way::Later)
+            }
+            Held::Nothing | Held::File(_) => Ok(false),
+        }
     }
 
     /// Whether a directory of this side is `above` itself, or below it.

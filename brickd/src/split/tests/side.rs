@@ -206,8 +206,52 @@ impl Side {
             .unwrap()
     }
 
+    /// An empty file in the directory of this path.
+    pub fn make_file_in(&self, path: &str, name: &str) -> (Change, Vec<u8>) {
+        let (gfid, _) = self.at(path);
+        self.step(self.create(gfid, name, libc::S_IFREG | 0o644), &[])
+            .unwrap()
+    }
+
+    /// Removes a file, or an empty directory.
+    pub fn remove(&self, path: &str) {
+        let (gfid, entry) = self.at(path);
+        let (above, name) = self.place_of(path);
+        let (parent, gfid) = (Some(above), Some(gfid));
+        let op = match entry.content {
+            None => OpKind::Rmdir(RmDir { parent, name, gfid }),
+            Some(_) => OpKind::Unlink(Unlink { parent, name, gfid }),
+        };
+        self.step(op, &[]).unwrap();
+    }
+
+    /// Moves what the path holds into the root.
+    pub fn move_to(&self, path: &str, name: &str) {
+        let (above, from) = self.place_of(path);
+        let rename = Rename {
+            from_parent: Some(above),
+            from_name: from,
+            gfid: Some(self.at(path).0),
+            to_parent: Some(Gfid::ROOT),
+            to_name: Bytes::copy_from_slice(name.as_bytes()),
+            ..Default::default()
+        };
+        self.step(OpKind::Rename(rename), &[]).unwrap();
+    }
+
+    fn at(&self, path: &str) -> (Gfid, Entry) {
+        let found = self.walk().into_iter().find(|(at, ..)| at == path);
+        let (_, gfid, entry) = found.unwrap();
+        (gfid, entry)
+    }
+
+    fn place_of(&self, path: &str) -> (Gfid, Bytes) {
+        let (above, name) = path.rsplit_once('/').unwrap();
+        (self.at(above).0, Bytes::copy_from_slice(name.as_bytes()))
+    }
+
     pub fn overwrite(&self, path: &str, content: &[u8]) {
-        let (_, gfid, _) = self.walk().into_iter().find(|(at, ..)| at == path).unwrap();
+        let (gfid, _) = self.at(path);
         self.step(write(gfid, content), content).unwrap();
     }
 

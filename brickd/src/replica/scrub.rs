@@ -46,6 +46,10 @@ const FINE_SUM_BYTES: u64 = 64 * 1024;
 const PAGE_BYTES: u32 = 64 << 10;
 /// Differing names of a directory that are looked at again; of more the rest is found next time.
 const NAMES_MAX: usize = 1_024;
+/// Pieces of a file that are looked at again at a time: a file may differ throughout.
+const PIECES_MAX: usize = 1_024;
+/// Ranges of a file that are named in the log; of more only their number.
+const RANGES_SAID: usize = 4;
 /// Every change ordered before is applied everywhere within this, or the object is left for later.
 const APPLIED_WITHIN_MS: u64 = 5_000;
 /// A comparison rests for as long as it has worked, so it takes half of a disk's time at most; but
@@ -97,6 +101,17 @@ pub struct Differing {
     pub gfid: Gfid,
     /// Where.
     pub ranges: Vec<Range<u64>>,
+}
+
+/// What was found of one object so far.
+#[derive(Default)]
+struct Seen {
+    /// Bytes of one copy were replaced by those of a majority.
+    repaired: bool,
+    /// Bytes of which nobody can tell which copy has the right ones.
+    differing_bytes: u64,
+    /// People were told of it.
+    told: bool,
 }
 
 /// What becomes of a file that only people can decide about.
@@ -211,29 +226,42 @@ impl Scrubber<'_> {
         let Some(object) = found(self.replica.store().object(gfid))? else {
             return Ok(());
         };
-        let mut suspected = Vec::new();
+        let mut seen = Seen::default();
         if judge(&self.plain_sums(gfid)?) != Judgement::Equal {
-            suspected.push(What::Attributes);
+            self.look_again(gfid, vec![What::Attributes], &mut seen, versions)?;
         }
         match file_type(&object) {
-            libc::S_IFREG => {
-                let mut at = 0;
-                while let Some(start) = self.data_of_any(gfid, at..object.size)? {
-                    self.check()?;
-                    let range = start..(start + SUM_BYTES).min(object.size);
-                    at = range.end;
-                    if judge(&self.sums(gfid, &range)?) != Judgement::Equal {
-                        suspected.extend(pieces(range, FINE_SUM_BYTES).map(What::Bytes));
-                    }
-                }
+            libc::S_IFREG => self.compare_content(gfid, object.size, &mut seen, versions)?,
+            libc::S_IFDIR => {
+                let names = self.differing_names(gfid)?.map(What::Name).collect();
+                self.look_again(gfid, names, &mut seen, versions)?;
             }
-            libc::S_IFDIR => suspected.extend(self.differing_names(gfid)?.map(What::Name)),
             _ => {}
         }
-        if suspected.is_empty() {
-            return Ok(());
+        self.conclude(gfid, &seen)
+    }
+
+    fn compare_content(
+        &self,
+        gfid: Gfid,
+        size: u64,
+        seen: &mut Seen,
+        versions: &dyn KeepVersions,
+    ) -> Result<(), ScrubError> {
+        let mut suspected = Vec::new();
+        let mut at = 0;
+        while let Some(start) = self.data_of_any(gfid, at..size)? {
+            self.check()?;
+            let range = start..(start + SUM_BYTES).min(size);
+            at = range.end;
+            if judge(&self.sums(gfid, &range)?) != Judgement::Equal {
+                suspected.extend(pieces(range, FINE_SUM_BYTES).map(What::Bytes));
+            }
+            if suspected.len() >= PIECES_MAX {
+                self.look_again(gfid, std::mem::take(&mut suspected), seen, versions)?;
+            }
         }
-        self.look_again(gfid, suspected, versions)
+        self.look_again(gfid, suspected, seen, versions)
     }
 
     /// Under the key of each: what still differs is settled, or told.
@@ -241,10 +269,10 @@ impl Scrubber<'_> {
         &self,
         gfid: Gfid,
         suspected: Vec<What>,
+        seen: &mut Seen,
         versions: &dyn KeepVersions,
     ) -> Result<(), ScrubError> {
-        let mut differing = Vec::new();
-        let mut repaired = false;
+        let mut ranges = Vec::new();
         for what in suspected {
             let Some(pass) = self.enter(gfid, &what)? else {
                 continue; // Too busy to be judged; compared again next time.
@@ -269,40 +297,63 @@ impl Scrubber<'_> {
                     Judgement::Right(copy) => {
                         let bytes = self.read(copy, gfid, &range)?;
                         self.repair(gfid, &range, bytes)?;
-                        repaired = true;
+                        seen.repaired = true;
                     }
-                    Judgement::Nobody => differing.push(range),
+                    Judgement::Nobody => add_range(&mut ranges, range),
                 },
             }
             drop(pass);
         }
-        let path = || self.replica.store().path_of(gfid).unwrap_or_default();
-        if repaired {
-            self.sync(gfid)?;
-            self.check()?; // What a copy that went out lacks is marked, and is not repaired yet.
-            warn!(path = path(), %gfid, "one of three copies had other bytes than the others: repaired");
-            self.scrub.add_repaired();
-        }
-        if differing.is_empty() {
+        if ranges.is_empty() {
             return Ok(());
         }
-        let differing = Differing {
-            gfid,
-            ranges: differing,
-        };
-        warn!(
-            path = path(),
-            %gfid,
-            ranges = ?differing.ranges,
-            "the copies of a file differ, and no change explains it"
-        );
+        self.settle(Differing { gfid, ranges }, seen, versions)
+    }
+
+    /// Bytes of which nobody can tell which are right: of two copies both are kept.
+    fn settle(
+        &self,
+        differing: Differing,
+        seen: &mut Seen,
+        versions: &dyn KeepVersions,
+    ) -> Result<(), ScrubError> {
+        let (gfid, ranges) = (differing.gfid, &differing.ranges);
+        if seen.differing_bytes == 0 {
+            warn!(
+                path = self.replica.store().path_of(gfid).unwrap_or_default(),
+                %gfid,
+                ranges = ranges.len(),
+                first = ?&ranges[..ranges.len().min(RANGES_SAID)],
+                "the copies of a file differ, and no change explains it"
+            );
+        }
+        seen.differing_bytes += ranges.iter().map(|it| it.end - it.start).sum::<u64>();
+        if seen.told {
+            return Ok(());
+        }
         if self.copies.len() > 1 {
+            seen.told = true;
             self.tell(gfid, "its content differs on every copy");
         } else if let Err(error) = versions.keep(self, &differing) {
+            seen.told = true;
             info!(%gfid, %error, "the copies could not be made equal with the other version kept");
             self.tell(gfid, "its content differs");
         }
         self.check()
+    }
+
+    fn conclude(&self, gfid: Gfid, seen: &Seen) -> Result<(), ScrubError> {
+        if seen.differing_bytes > 0 {
+            info!(%gfid, bytes = seen.differing_bytes, "what of the file differed");
+        }
+        if seen.repaired {
+            self.sync(gfid)?;
+            self.check()?; // What a copy that went out lacks is marked, and is not repaired yet.
+            let path = self.replica.store().path_of(gfid).unwrap_or_default();
+            warn!(path, %gfid, "one of three copies had other bytes than the others: repaired");
+            self.scrub.add_repaired();
+        }
+        Ok(())
     }
 
     /// Holds the key of what is looked at, with every change before it applied on all copies.
@@ -503,4 +554,12 @@ fn sum_of(answer: &data::Result) -> Option<u64> {
 fn pieces(range: Range<u64>, size: u64) -> impl Iterator<Item = Range<u64>> {
     let starts = (range.start..range.end).step_by(size as usize);
     starts.map(move |start| start..(start + size).min(range.end))
+}
+
+/// Adds a range behind the others, to the last one if that ends where it begins.
+fn add_range(ranges: &mut Vec<Range<u64>>, range: Range<u64>) {
+    match ranges.last_mut() {
+        Some(last) if last.end == range.start => last.end = range.end,
+        _ => ranges.push(range),
+    }
 }

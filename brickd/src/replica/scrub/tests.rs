@@ -1,12 +1,15 @@
 //! What a comparison changes, and what is known of it when a copy goes out.
 
+use std::sync::Mutex;
+
 use bytes::Bytes;
 use mortar_common::SessionId;
 use mortar_proto::data::change::Step;
 use mortar_proto::data::{EpochRef, SetXattrStep, WriteStep};
 
-use super::rig::{Copy, OTHER, file, wait_until};
+use super::rig::{Copy, OTHER, THIRD, file, wait_until};
 use super::*;
+use crate::brick::Reserve;
 use crate::replica::core::WaitFor;
 use crate::replica::keys::keys_of;
 use crate::replica::order::Origin;
@@ -112,4 +115,64 @@ fn what_is_given_is_marked_to_the_end_for_a_copy_that_went_out_meanwhile() {
     let marks = copy.replica.absent.marks(OTHER).expect("marks");
     let next = marks.look(|marks| marks.pending_range(gfid, 100));
     assert_eq!(next, Some(10 << 10..300 << 10));
+}
+
+/// Keeps nothing, and remembers what it was asked to keep.
+#[derive(Default)]
+struct Asked(Mutex<Vec<Vec<Range<u64>>>>);
+
+impl KeepVersions for Asked {
+    fn keep(&self, _: &Scrubber<'_>, differing: &Differing) -> Result<(), ScrubError> {
+        self.0.lock().unwrap().push(differing.ranges.clone());
+        Ok(())
+    }
+}
+
+#[test]
+fn a_file_that_differs_throughout_is_settled_in_bounded_parts() {
+    const PART: u64 = PIECES_MAX as u64 * FINE_SUM_BYTES;
+    const SIZE: u64 = PART + 2 * SUM_BYTES;
+    let other = Copy::new(OTHER, Reserve::default());
+    let copy = Copy::with_others(&[&other]);
+    let gfid = file();
+    let mine = vec![b'm'; SIZE as usize];
+    let theirs = vec![b't'; SIZE as usize];
+    copy.has_file(gfid, SIZE, &[(0, &mine)]);
+    other.has_file(gfid, SIZE, &[(0, &theirs)]);
+    let (scrubber, asked) = (copy.scrubber(), Asked::default());
+    scrubber.compare(gfid, &asked).unwrap();
+    let asked = asked.0.into_inner().unwrap();
+    assert_eq!(asked.len(), 2);
+    assert_eq!(asked.concat(), [0..PART, PART..SIZE]);
+}
+
+#[test]
+fn a_comparison_of_a_set_that_changed_repairs_nothing_more() {
+    let others = [OTHER, THIRD].map(|id| Copy::new(id, Reserve::default()));
+    let copy = Copy::with_others(&[&others[0], &others[1]]);
+    let gfid = file();
+    copy.has_file(gfid, 5, &[(0, b"wrong")]);
+    for other in &others {
+        other.has_file(gfid, 5, &[(0, b"right")]);
+    }
+    let mut scrubber = copy.scrubber();
+    scrubber.epoch += 1;
+    let (mut seen, what) = (Seen::default(), vec![What::Bytes(0..5)]);
+    let looked = scrubber.look_again(gfid, what.clone(), &mut seen, &Asked::default());
+    assert!(matches!(looked, Err(ScrubError::Changed)), "{looked:?}");
+    assert_eq!(copy.read(gfid, 0, 5), b"wrong");
+    // The same copies while they are all there.
+    scrubber.epoch -= 1;
+    scrubber.compare(gfid, &Asked::default()).unwrap();
+    assert_eq!(copy.read(gfid, 0, 5), b"right");
+    assert_eq!(scrubber.scrub.counts(), (0, 1));
+}
+
+#[test]
+fn neighbouring_ranges_are_one() {
+    let mut ranges = Vec::new();
+    for range in [0..10, 10..20, 30..40, 40..41, 50..60] {
+        add_range(&mut ranges, range);
+    }
+    assert_eq!(ranges, [0..20, 30..41, 50..60]);
 }

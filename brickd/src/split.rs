@@ -26,4 +26,4 @@ pub mod stage;
 pub mod version;
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -1,5 +1,7 @@
 //! What a healer asks of the copy it heals, and how that copy answers.
 
+use std::ops::Range;
+
 use bytes::Bytes;
 use mortar_common::{FsError, Gfid};
 use mortar_proto::data::op::Op as Ask;
@@ -156,7 +158,7 @@ pub fn told_data_from(answer: &data::Result) -> Option<u64> {
 ///
 /// # Errors
 /// Those of the disk; also when there is no such file.
-pub fn data_from(brick: &dyn HealSource, gfid: Gfid, offset: u64) -> Result<u64, BrickError> {
+fn data_from(brick: &dyn HealSource, gfid: Gfid, offset: u64) -> Result<u64, BrickError> {
     let mut at = offset;
     loop {
         match brick.next_extent(gfid, at)? {
@@ -165,6 +167,33 @@ pub fn data_from(brick: &dyn HealSource, gfid: Gfid, offset: u64) -> Result<u64,
             Some((start, len, true)) => at = start.saturating_add(len),
         }
     }
+}
+
+/// Where in the range the first piece of `step` bytes begins in which any copy has data: what is a
+/// hole on all of them is equal and is not read, however large it is. `ask` asks the other copies; what
+/// one of them does not tell may be anywhere.
+///
+/// # Errors
+/// Those of the disk and of `ask`.
+pub fn data_of_any<Error: From<BrickError>>(
+    brick: &dyn HealSource,
+    gfid: Gfid,
+    range: Range<u64>,
+    step: u64,
+    ask: impl FnOnce(Op) -> Result<Vec<Option<u64>>, Error>,
+) -> Result<Option<u64>, Error> {
+    if range.is_empty() {
+        return Ok(None);
+    }
+    let mine = found(data_from(brick, gfid, range.start))?.unwrap_or(NO_DATA);
+    if mine <= range.start {
+        return Ok(Some(range.start));
+    }
+    let told = ask(ask_data_from(gfid, range.start))?;
+    let told = told.into_iter().map(|at| at.unwrap_or(range.start));
+    let first = told.fold(mine, u64::min);
+    let start = (first / step * step).max(range.start);
+    Ok((start < range.end).then_some(start))
 }
 
 /// Asks for a page of a directory.

@@ -1,7 +1,8 @@
 //! Comparing copies that are in sync: what is different there, no change explains.
 //!
 //! Without checksums two copies cannot tell which of them is right: that is for people to say. Of
-//! three, two that agree are right.
+//! three, two whose bytes agree are right about a file's content. Attributes and names are told, and
+//! never settled by a majority.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -45,7 +46,7 @@ pub enum What {
     Bytes(Range<u64>),
 }
 
-/// One difference that nobody could settle, or that was settled by a majority.
+/// One difference that is for people to settle.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Finding {
     /// Of this object.
@@ -75,7 +76,7 @@ impl Scrub {
         self.compared.fetch_add(objects, Ordering::Relaxed);
     }
 
-    /// A majority was right about an object, and all have it so now.
+    /// A majority was right about bytes of a file, and all have them so now.
     pub fn add_repaired(&self) {
         self.repaired.fetch_add(1, Ordering::Relaxed);
     }

@@ -1,14 +1,17 @@
 //! This host's part in `volume heal V full` of copies that are in sync: its primaries compare, and
 //! what only people can decide about becomes a conflict, with both versions.
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
 use mortar_common::ids::GfidMaker;
 use mortar_common::placement::name_slot;
 use mortar_common::{BrickId, FsError, Gfid};
-use mortar_proto::data::{RenameMode, SplitWork};
-use tracing::warn;
+use mortar_proto::data::{Object, RenameMode, SplitWork};
+use tracing::{info, warn};
 
 use super::BrickHost;
 use crate::replica::Replica;
@@ -17,6 +20,8 @@ use crate::split::base::{Hands, Place, SessionBase};
 use crate::split::stage::set_all;
 use crate::split::version::{PATH_XATTR, Version};
 
+/// The one whose version is kept, as a comparison counts copies: it has only this and the primary's.
+const OTHER_COPY: usize = 1;
 /// Bytes of a version brought in one request.
 const PIECE_BYTES: u64 = 512 << 10;
 /// How often a file that changes while its version is brought is begun anew.
@@ -71,7 +76,6 @@ fn keep(scrubber: &Scrubber<'_>, base: Hands<'_>, differing: &Differing) -> Resu
         brick,
         other: gfid,
     };
-    base.ensure_versions()?;
     let (place, part) = (
         Place::version(version.name()),
         Place::version(version.part_name()),
@@ -79,39 +83,82 @@ fn keep(scrubber: &Scrubber<'_>, base: Hands<'_>, differing: &Differing) -> Resu
     if base.lookup(&place)?.is_some() {
         return Ok(()); // Of a comparison that was cut off right after.
     }
+    // Before anything is written: a version that does not fit would take the room of everybody's work.
+    scrubber.check_room(OTHER_COPY, gfid)?;
+    base.ensure_versions()?;
+    let brought = bring(scrubber, base, gfid, (&place, &part));
+    if brought.is_err()
+        && let Err(error) = take_back(base, &part)
+    {
+        info!(%gfid, %error, "what was brought of a version is left until the next comparison");
+    }
+    brought
+}
+
+fn bring(
+    scrubber: &Scrubber<'_>,
+    base: Hands<'_>,
+    gfid: Gfid,
+    (place, part): (&Place, &Place),
+) -> Result<(), ScrubError> {
     let store = scrubber.replica().store();
     for _ in 0..ATTEMPTS_MAX {
-        if let Some(left) = base.lookup(&part)?.and_then(|left| left.gfid) {
-            base.unlink(&part, left)?;
-        }
+        unlink_left(base, part)?;
         let whole = store.heal_object(gfid)?;
         let object = whole.object.unwrap_or_default();
-        let made = id_beside(&part);
-        base.make(&part, made, &object, &Bytes::new())?;
-        let mut at = 0;
-        while at < object.size {
-            let piece = at..(at + PIECE_BYTES).min(object.size);
-            let bytes = scrubber.read(1, gfid, &piece)?;
-            if !bytes.is_empty() {
-                base.write(made, at, &bytes)?;
-            }
-            at = piece.end;
-        }
+        let made = id_beside(part);
+        base.make(part, made, &object, &Bytes::new())?;
+        bring_content(scrubber, base, &object, made)?;
         set_all(base, made, &whole)?;
         let path = store.path_of(gfid).unwrap_or_default();
         base.set_xattr(made, PATH_XATTR, &Bytes::from(path.into_bytes()))?;
         base.sync(made)?;
-        base.rename(&part, made, &place, RenameMode::RenameNoreplace)?;
+        base.rename(part, made, place, RenameMode::RenameNoreplace)?;
         base.sync(Gfid::SPLIT)?;
         let now = store.object(gfid)?;
         if (now.data_counter, now.size) == (object.data_counter, object.size) {
             return Ok(());
         }
         // It was changed while its version was brought: that is not what the copy has now.
-        base.unlink(&place, made)?;
+        base.unlink(place, made)?;
     }
-    base.remove_empty_versions()?;
     Err(FsError::Again.into())
+}
+
+/// What the other copy has of the file, without its holes.
+fn bring_content(
+    scrubber: &Scrubber<'_>,
+    base: Hands<'_>,
+    object: &Object,
+    made: Gfid,
+) -> Result<(), ScrubError> {
+    let gfid = object.gfid.unwrap_or_default();
+    let mut at = 0;
+    while at < object.size {
+        let start = scrubber.data_of(OTHER_COPY, gfid, at)?;
+        if start >= object.size {
+            break;
+        }
+        let piece = start..(start + PIECE_BYTES).min(object.size);
+        let bytes = scrubber.read(OTHER_COPY, gfid, &piece)?;
+        if !bytes.is_empty() {
+            base.write(made, start, &bytes)?;
+        }
+        at = piece.end;
+    }
+    Ok(())
+}
+
+fn take_back(base: Hands<'_>, part: &Place) -> Result<(), FsError> {
+    unlink_left(base, part)?;
+    base.remove_empty_versions()
+}
+
+fn unlink_left(base: Hands<'_>, part: &Place) -> Result<(), FsError> {
+    match base.lookup(part)?.and_then(|left| left.gfid) {
+        Some(left) => base.unlink(part, left),
+        None => Ok(()),
+    }
 }
 
 /// A new id whose slot is that of the name it is made under.

@@ -32,8 +32,8 @@ use super::{Replica, now_ms};
 use crate::brick::BrickError;
 use crate::heal::Gone;
 use crate::heal::query::{
-    NO_DATA, ask_data_from, ask_plain_stat, ask_read_dir, ask_sum_on_disk, data_from, file_type,
-    found, plain_sum, told_data_from,
+    NO_DATA, ask_plain_stat, ask_read_dir, ask_sum_on_disk, data_of_any, file_type, found,
+    plain_sum, told_data_from,
 };
 use crate::heal::scrub::{Finding, Judgement, Scrub, What, judge};
 use crate::split::merge::MergeError;
@@ -337,7 +337,8 @@ impl Scrubber<'_> {
         } else if let Err(error) = versions.keep(self, &differing) {
             seen.told = true;
             info!(%gfid, %error, "the copies could not be made equal with the other version kept");
-            self.tell(gfid, "its content differs");
+            let what = format!("its content differs (both versions could not be kept: {error})");
+            self.tell(gfid, &what);
         }
         self.check()
     }
@@ -410,24 +411,10 @@ impl Scrubber<'_> {
         self.with_others(mine, ask_sum_on_disk(gfid, range.start, len), sum_of)
     }
 
-    /// Where in the range the first sum begins in which any copy has data: what is a hole on all of
-    /// them is not read.
     fn data_of_any(&self, gfid: Gfid, range: Range<u64>) -> Result<Option<u64>, ScrubError> {
-        if range.is_empty() {
-            return Ok(None);
-        }
-        let mine = found(data_from(&**self.replica.store(), gfid, range.start))?;
-        let mine = mine.unwrap_or(NO_DATA);
-        if mine <= range.start {
-            return Ok(Some(range.start));
-        }
-        let ask = ask_data_from(gfid, range.start);
-        let told = self.with_others(Some(mine), ask, told_data_from)?;
-        // What is not told may be anywhere.
-        let first = told.into_iter().map(|at| at.unwrap_or(range.start)).min();
-        let first = first.unwrap_or(range.start);
-        let start = (first / SUM_BYTES * SUM_BYTES).max(range.start);
-        Ok((start < range.end).then_some(start))
+        data_of_any(&**self.replica.store(), gfid, range, SUM_BYTES, |ask| {
+            self.with_others(Some(NO_DATA), ask, told_data_from)
+        })
     }
 
     /// What a name holds.

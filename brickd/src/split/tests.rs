@@ -1,6 +1,6 @@
 //! Merges of real bricks whose sides changed at random, cut off anywhere and begun anew.
 
-mod side;
+pub mod side;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;

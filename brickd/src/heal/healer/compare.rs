@@ -18,8 +18,8 @@ use mortar_proto::data::{DirEntry, HealObjectStep, Object, ReadDir};
 use super::super::marks::Scope;
 use super::super::port::HealError;
 use super::super::query::{
-    NO_DATA, ask_data_from, ask_orphans, ask_sum, ask_touched, data_from, file_type, found,
-    object_sum, told_data_from, touched_of,
+    ask_orphans, ask_sum, ask_touched, data_of_any, file_type, found, object_sum, told_data_from,
+    touched_of,
 };
 use super::super::touch::{Lacks, TO_THE_END, Touch};
 use super::super::touched::{Span, spans_of};
@@ -248,23 +248,12 @@ impl Healer<'_> {
         Ok(())
     }
 
-    /// Where in the range the first sum begins in which one of the two has data: what is a hole in
-    /// both is equal and is not read, however large it is.
     fn data_of_either(&self, gfid: Gfid, range: Range<u64>) -> Result<Option<u64>, HealError> {
-        if range.is_empty() {
-            return Ok(None);
-        }
-        let mine = found(data_from(self.port.source(), gfid, range.start))?.unwrap_or(NO_DATA);
-        if mine <= range.start {
-            return Ok(Some(range.start));
-        }
-        self.check_stopped()?;
-        let answers = self.port.ask(vec![ask_data_from(gfid, range.start)])?;
-        // What is not told may be anywhere.
-        let told = answers.first().and_then(told_data_from);
-        let first = mine.min(told.unwrap_or(range.start));
-        let start = (first / SUM_BYTES * SUM_BYTES).max(range.start);
-        Ok((start < range.end).then_some(start))
+        data_of_any(self.port.source(), gfid, range, SUM_BYTES, |ask| {
+            self.check_stopped()?;
+            let answers = self.port.ask(vec![ask])?;
+            Ok(vec![answers.first().and_then(told_data_from)])
+        })
     }
 
     fn mark_bytes(&self, gfid: Gfid, range: Range<u64>) -> Result<(), HealError> {

@@ -3,18 +3,20 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use mortar_common::{Gfid, SessionId};
+use mortar_common::{FsError, Gfid, SessionId};
 use mortar_proto::data::change::Step;
 use mortar_proto::data::op::Op as OpKind;
-use mortar_proto::data::{FsyncStep, Op, Read, SetAttrStep, SetXattrStep, WriteStep};
+use mortar_proto::data::{self, FsyncStep, Op, Read, SetAttrStep, SetXattrStep, WriteStep};
 
 use super::{Differing, FINE_SUM_BYTES, PATIENCE, ScrubError, Scrubber, pieces};
-use crate::heal::query::found;
+use crate::heal::query::{ask_data_from, ask_plain_stat, found, told_data_from};
 use crate::replica::core::WaitFor;
 use crate::replica::gate::Pass;
 use crate::replica::keys::{Key, Keys, Mode, keys_of};
 use crate::replica::order::Origin;
 
+/// Of what `blocks` of an object counts.
+const BLOCK_BYTES: u64 = 512;
 /// The kernel takes it away from a file that is written.
 const CAPABILITY: &[u8] = b"security.capability";
 
@@ -40,9 +42,37 @@ impl Scrubber<'_> {
         let ask = Op {
             op: Some(OpKind::Read(read)),
         };
-        let (answers, payload) = self.copies[other].ask(vec![ask])?;
-        match answers.first() {
-            Some(answer) if answer.errno == 0 => Ok(payload),
+        self.ask(other, ask).map(|(_, payload)| payload)
+    }
+
+    /// Where the first data of another copy's file at or behind an offset is; [`NO_DATA`](crate::heal::query::NO_DATA) when all
+    /// that follows are holes. Copies are counted as for [`Scrubber::read`].
+    ///
+    /// # Errors
+    /// That the copy, or its file, is gone.
+    pub fn data_of(&self, copy: usize, gfid: Gfid, from: u64) -> Result<u64, ScrubError> {
+        let (answer, _) = self.ask(copy - 1, ask_data_from(gfid, from))?;
+        told_data_from(&answer).ok_or(ScrubError::Changed)
+    }
+
+    /// Refuses what the fullest of the copies has no room for: one more of another copy's file.
+    ///
+    /// # Errors
+    /// [`FsError::NoSpace`]; that the copy, or its file, is gone.
+    pub fn check_room(&self, copy: usize, gfid: Gfid) -> Result<(), ScrubError> {
+        let (answer, _) = self.ask(copy - 1, ask_plain_stat(gfid))?;
+        let object = answer.objects.first().ok_or(ScrubError::Changed)?;
+        let space = self.replica.space_left();
+        if object.blocks * BLOCK_BYTES > space.bytes_left || space.objects_left == 0 {
+            return Err(FsError::NoSpace.into());
+        }
+        Ok(())
+    }
+
+    fn ask(&self, other: usize, op: Op) -> Result<(data::Result, Bytes), ScrubError> {
+        let (answers, payload) = self.copies[other].ask(vec![op])?;
+        match answers.into_iter().next() {
+            Some(answer) if answer.errno == 0 => Ok((answer, payload)),
             _ => Err(ScrubError::Changed),
         }
     }

@@ -211,7 +211,7 @@ fn what_is_put_into_a_new_directory_does_not_move_away_with_the_one_that_was_the
                 other.remove(&format!("/{to}/older"));
             }
             other.remove(&format!("/{to}"));
-            other.move_to(&format!("/{from}"), to);
+            other.move_to(&format!("/{from}"), "", to);
             other.make_directory(from);
             other.make_file_in(&format!("/{from}"), "new");
             let report = merge(&base, &other, Favorite::None).unwrap();
@@ -241,7 +241,7 @@ fn a_new_directory_is_joined_with_one_that_cannot_make_way() {
     other.is_alone();
     base.overwrite("/y", b"of the base");
     other.remove("/y");
-    other.move_to("/x", "y");
+    other.move_to("/x", "", "y");
     other.make_directory("x");
     other.make_file_in("/x", "new");
     merge(&base, &other, Favorite::None).unwrap();
@@ -249,6 +249,40 @@ fn a_new_directory_is_joined_with_one_that_cannot_make_way() {
     assert_eq!(tree["/y"].content.as_deref(), Some(&b"of the base"[..]));
     assert!(tree.contains_key("/x/old") && tree.contains_key("/x/new"));
     nothing_unfinished(&base, 0);
+}
+
+/// The other side put a directory in the place of a file that the base changed, and moved one of the
+/// base's there.
+#[test]
+fn no_directory_of_the_base_is_moved_into_a_version() {
+    // Both orders in which a directory lists them.
+    for (file, moved) in [("y", "x"), ("x", "y")] {
+        let (base, other) = (Side::new(), Side::new());
+        let common = [
+            base.make_directory(moved),
+            base.make_file_in(&format!("/{moved}"), "old"),
+            base.make_file(file),
+        ];
+        for (change, payload) in common {
+            other.apply(&change, &payload);
+        }
+        base.is_alone();
+        other.is_alone();
+        base.overwrite(&format!("/{file}"), b"of the base");
+        other.remove(&format!("/{file}"));
+        other.make_directory(file);
+        other.move_to(&format!("/{moved}"), &format!("/{file}"), "inside");
+        other.make_directory(moved);
+        other.make_file_in(&format!("/{moved}"), "new");
+        let report = merge(&base, &other, Favorite::None).unwrap();
+        assert_eq!(report.conflicts, 1);
+        let tree = base.tree();
+        for name in ["old", "new"] {
+            let path = format!("/{moved}/{name}");
+            assert!(tree.contains_key(&path), "no {path}: {:?}", tree.keys());
+        }
+        nothing_unfinished(&base, 0);
+    }
 }
 
 /// The heart of it: each content that either side wrote alone and still had is there afterwards.

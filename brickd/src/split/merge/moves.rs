@@ -85,8 +85,11 @@ impl Merger<'_> {
         // It has one try, or two that moved into each other would wait for one another.
         self.left.remove(&there);
         let to = Place::new(self.directory(parent, depth)?, name);
+        if self.kept.contains(&to.parent) {
+            return Ok(Way::Never);
+        }
         let free = match Held::of(self.base.lookup(&to)?.as_ref()) {
-            Held::Nothing => !self.kept.contains(&to.parent),
+            Held::Nothing => true,
             Held::Directory(next) => self.give_way(&to, next, there, depth)? == Way::Free,
             Held::File(_) => false,
         };

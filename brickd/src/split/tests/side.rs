@@ -225,14 +225,14 @@ impl Side {
         self.step(op, &[]).unwrap();
     }
 
-    /// Moves what the path holds into the root.
-    pub fn move_to(&self, path: &str, name: &str) {
+    /// Moves what the path holds into another directory.
+    pub fn move_to(&self, path: &str, directory: &str, name: &str) {
         let (above, from) = self.place_of(path);
         let rename = Rename {
             from_parent: Some(above),
             from_name: from,
             gfid: Some(self.at(path).0),
-            to_parent: Some(Gfid::ROOT),
+            to_parent: Some(self.at(directory).0),
             to_name: Bytes::copy_from_slice(name.as_bytes()),
             ..Default::default()
         };

@@ -21,7 +21,7 @@
 //! | write, setattr, xattrs, fallocate | | the object: Change |
 //! | copy of a range | | source: Use; target: Change |
 //! | fsync | | the object: Sync |
-//! | open, release | | the object: Use; its opens: Change |
+//! | open, release | | the object: Use; its opens: Change; release, its locks: Change |
 //! | lock, unlock | | its locks: Change |
 //!
 //! So creates in one directory run in parallel (they merge its times by maximum), while a removal
@@ -206,7 +206,10 @@ impl Keys {
             Step::SessionOpen(step) => self.session(SessionId(step.session), Mode::Change),
             Step::SessionEnd(step) => self.session(SessionId(step.session), Mode::Change),
             Step::Open(step) => self.opens(SessionId(step.session), step.gfid),
-            Step::Release(step) => self.opens(SessionId(step.session), step.gfid),
+            Step::Release(step) => {
+                self.opens(SessionId(step.session), step.gfid);
+                self.locks(step.gfid);
+            }
             Step::Lock(step) => {
                 let session = step.lock.map_or(0, |lock| lock.session);
                 self.session_locks(SessionId(session), step.gfid);
@@ -272,7 +275,10 @@ pub fn keys_of_op(op: &Op, session: SessionId, previous: Option<Gfid>) -> Keys {
                 keys.opens(session, op.gfid.or(previous));
             }
         }
-        OpKind::Release(op) => keys.opens(session, op.gfid.or(previous)),
+        OpKind::Release(op) => {
+            keys.opens(session, op.gfid.or(previous));
+            keys.locks(op.gfid.or(previous));
+        }
         OpKind::Setlock(op) => keys.session_locks(session, op.gfid.or(previous)),
         OpKind::ReleaseOwner(op) => keys.session_locks(session, op.gfid.or(previous)),
         OpKind::Keepalive(_)

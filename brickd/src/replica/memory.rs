@@ -71,6 +71,8 @@ impl Memory {
             Some(Step::Release(step)) => {
                 if let Some(gfid) = step.gfid {
                     self.opens.remove(SessionId(step.session), gfid);
+                    // No handle is left: a lock that is still there is one whose unlock was lost.
+                    self.locks.released(SessionId(step.session), gfid);
                 }
             }
             Some(Step::Create(step)) => {

@@ -101,6 +101,23 @@ impl Locks {
         self.waits.retain(|owner, _| owner.session != session);
     }
 
+    /// Lets go of what a session holds on an object.
+    pub(super) fn released(&mut self, session: SessionId, gfid: Gfid) {
+        let Some(objects) = self.sessions.get_mut(&session) else {
+            return;
+        };
+        objects.remove(&gfid);
+        if objects.is_empty() {
+            self.sessions.remove(&session);
+        }
+        if let Some(held) = self.objects.get_mut(&gfid) {
+            held.retain(|lock| lock.session != session.0);
+            if held.is_empty() {
+                self.objects.remove(&gfid);
+            }
+        }
+    }
+
     pub(super) fn forget(&mut self, gfid: Gfid) {
         for lock in self.objects.remove(&gfid).unwrap_or_default() {
             if let Some(objects) = self.sessions.get_mut(&SessionId(lock.session)) {

@@ -233,6 +233,26 @@ fn an_orphan_is_freed_when_nobody_has_it_open() {
     assert!(memory.freeable().is_empty() && !memory.may_free(gfid(5)));
 }
 
+/// The unlock of a close may be lost, and the file then released: the lock would stay until the end
+/// of the session.
+#[test]
+fn a_lock_goes_with_the_last_handle_of_its_session() {
+    let mut memory = memory();
+    for session in [1, 2] {
+        open(&mut memory, session, 5);
+    }
+    apply(&mut memory, lock_step(lock_for(1)));
+    assert!(memory.conflicting_lock(gfid(5), &lock_for(2)).is_some());
+    let release = |session| ReleaseStep {
+        session,
+        gfid: Some(gfid(5)),
+    };
+    apply(&mut memory, Step::Release(release(2)));
+    assert!(memory.conflicting_lock(gfid(5), &lock_for(2)).is_some());
+    apply(&mut memory, Step::Release(release(1)));
+    assert!(memory.conflicting_lock(gfid(5), &lock_for(2)).is_none());
+}
+
 #[test]
 fn who_was_not_heard() {
     let mut memory = memory();

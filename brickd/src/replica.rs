@@ -250,6 +250,13 @@ impl Replica {
         }
     }
 
+    /// Names the page cache through which this copy writes: another one has nothing of what was
+    /// written and not synced.
+    pub fn page_cache(&self) -> bytes::Bytes {
+        let writer = self.absent.writer();
+        format!("{}/{}", writer.boot, writer.mount).into()
+    }
+
     /// The brick below.
     pub fn store(&self) -> &Arc<dyn HealSource> {
         &self.store

@@ -78,6 +78,8 @@ pub type GiveUp<'a> = &'a dyn Fn() -> bool;
 pub struct Connection {
     reader: BufReader<TcpStream>,
     address: String,
+    /// As the brick names it.
+    page_cache: Bytes,
 }
 
 impl Connection {
@@ -109,7 +111,11 @@ impl Connection {
                 source,
             })?;
         let reader = BufReader::with_capacity(READ_BUFFER_BYTES, stream);
-        let mut connection = Connection { reader, address };
+        let mut connection = Connection {
+            reader,
+            address,
+            page_cache: Bytes::new(),
+        };
         let hello = Hello {
             wire_version: WIRE_VERSION,
             role: Role::Client.into(),
@@ -144,6 +150,11 @@ impl Connection {
             return Err(self.refused("it answered something that was not asked".to_owned()));
         }
         Ok((reply, frame.payload))
+    }
+
+    /// Names the brick's page cache: see [`crate::session`].
+    pub fn page_cache(&self) -> &Bytes {
+        &self.page_cache
     }
 
     /// Whether the other end still has it open and has said nothing: looked at without waiting.
@@ -181,6 +192,7 @@ impl Connection {
         if answer.from_brick != 0 && answer.from_brick != brick.0 {
             return Err(self.refused("another brick answers there".to_owned()));
         }
+        self.page_cache = answer.page_cache;
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 //! under the same number, until they are answered. A lost brick is a pause, never an error.
 
 mod begin;
+mod caches;
 mod connections;
 pub mod holdings;
 mod keeper;
@@ -22,6 +23,7 @@ use mortar_proto::data::{
 
 use crate::connection::{Connection, Lost};
 use crate::view::{BrickAddress, ViewWatch, Volume, VolumeView};
+use caches::PageCaches;
 use holdings::Holdings;
 use life::{Life, SlotGuard};
 use route::{Hunt, Route};
@@ -126,6 +128,7 @@ pub struct Session {
     on_lost_locks: OnceLock<OnLostLocks>,
     idle: Mutex<Vec<Idle>>,
     holdings: Arc<Holdings>,
+    caches: PageCaches,
     closing: AtomicBool,
     /// Whether the primary was told; held while it is.
     closed: Mutex<bool>,
@@ -169,6 +172,7 @@ impl Session {
             on_lost_locks: OnceLock::new(),
             idle: Mutex::default(),
             holdings: Arc::default(),
+            caches: PageCaches::default(),
             closing: AtomicBool::new(false),
             closed: Mutex::new(false),
             opened: AtomicBool::new(false),
@@ -214,6 +218,12 @@ impl Session {
     /// What this session holds at the primary: opens and locks.
     pub fn holdings(&self) -> &Arc<Holdings> {
         &self.holdings
+    }
+
+    /// How often what was written and not synced may have been lost: whoever syncs it afterwards is
+    /// to be told once.
+    pub fn losses(&self) -> u64 {
+        self.caches.losses()
     }
 
     /// The life that a call made now begins in.
@@ -276,7 +286,7 @@ impl Session {
                 }
                 Ok(judged @ (Judged::Expired | Judged::Forgotten | Judged::NotOpened)) => {
                     drop(slot);
-                    self.renew(&life, waiting)?;
+                    self.renew(&life, End::of(&judged), waiting)?;
                     let is_final = match call.effect {
                         Effect::Read | Effect::Repeatable => false,
                         Effect::Overwrites => matches!(judged, Judged::Expired),
@@ -426,6 +436,9 @@ impl Session {
         let outcome = connection.exchange(request, &[payload], &give_up);
         request.again = true;
         let answer = outcome?;
+        if answer.0.status() == ReplyStatus::ReplyOk {
+            self.caches.served(brick.brick, connection.page_cache());
+        }
         self.keep_idle(Idle {
             connection,
             brick: brick.clone(),
@@ -504,6 +517,24 @@ enum Judged {
     Forgotten,
     /// What was to open the session was sent, and nobody said what became of it.
     NotOpened,
+}
+
+/// How a life of the session ended.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum End {
+    /// For its silence: a copy remembers that.
+    Expired,
+    /// No copy knows of it.
+    Forgotten,
+}
+
+impl End {
+    fn of(judged: &Judged) -> End {
+        match judged {
+            Judged::Expired => End::Expired,
+            Judged::Answer(_) | Judged::Forgotten | Judged::NotOpened => End::Forgotten,
+        }
+    }
 }
 
 /// What has become of a request so far in this life of the session.

@@ -79,6 +79,11 @@ impl Absent {
         Self::written_by(store, me, writer)
     }
 
+    /// Which page cache this copy writes through.
+    pub fn writer(&self) -> &Writer {
+        &self.writer
+    }
+
     /// Notes of the copy `me`, whose page cache lives as long as `writer` says.
     pub fn written_by(store: Arc<dyn HealSource>, me: BrickId, writer: Writer) -> Self {
         Absent {

@@ -13,7 +13,7 @@ use mortar_proto::data::{
     Caller, DirEntry, GetAttr, ReadDir, ReadDirPage, Result as OpResult, op, result,
 };
 
-use super::handles::Dir;
+use super::handles::{Dir, Durable};
 use super::{Fs, FsResult, own_object};
 use crate::cache::{Attrs, NodeId, Pages};
 use crate::options::ListingAttributes;
@@ -117,6 +117,7 @@ impl Fs {
             let dir = Dir {
                 gfid,
                 node,
+                durable: Durable::new(self.session.losses()),
                 listing,
             };
             return Ok((self.handles.add_dir(dir), Pages::Stale));
@@ -135,6 +136,7 @@ impl Fs {
         let dir = Dir {
             gfid,
             node,
+            durable: Durable::new(self.session.losses()),
             listing: listing.into(),
         };
         Ok((self.handles.add_dir(dir), pages))

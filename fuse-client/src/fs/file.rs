@@ -122,12 +122,17 @@ impl Fs {
         let file = self.handles.file(handle)?;
         let ops = vec![fsync_of(file.gfid, data_only)];
         let answer = self.ask_through(&[&file], caller, ops, &[], Effect::Repeatable);
+        // Also when it came to pass meanwhile: the sync was made of what was left.
+        file.durable.tell(self.session.losses())?;
         answer?.take(0).map(|_| ())
     }
 
-    /// [`Fs::fsync`] of a directory.
-    pub fn fsync_dir(&self, caller: Caller, node: NodeId, data_only: bool) -> FsResult<()> {
-        self.fsync(caller, self.inodes.gfid(node)?, data_only)
+    /// [`Fs::fsync`] of an open directory.
+    pub fn fsync_dir(&self, caller: Caller, handle: u64, data_only: bool) -> FsResult<()> {
+        let dir = self.handles.dir(handle)?;
+        let synced = self.fsync(caller, dir.gfid, data_only);
+        dir.durable.tell(self.session.losses())?;
+        synced
     }
 }
 

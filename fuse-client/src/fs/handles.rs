@@ -22,6 +22,30 @@ pub struct File {
     pub locks_lost: Arc<AtomicBool>,
     /// Bytes that came with the open.
     head: Mutex<Option<Head>>,
+    /// What it was told of.
+    pub durable: Durable,
+}
+
+/// How many losses of what was not synced a handle knows of: one that came to pass since it was
+/// opened is told to it once, by its next fsync.
+#[derive(Debug)]
+pub struct Durable(AtomicU64);
+
+impl Durable {
+    /// Of a handle that is opened after so many losses.
+    pub fn new(losses: u64) -> Self {
+        Durable(AtomicU64::new(losses))
+    }
+
+    /// # Errors
+    /// [`FsError::Io`] when there were more since.
+    pub fn tell(&self, losses: u64) -> FsResult<()> {
+        if self.0.swap(losses, Ordering::AcqRel) < losses {
+            Err(FsError::Io)
+        } else {
+            Ok(())
+        }
+    }
 }
 
 /// The first bytes of a file as they were when it was opened.
@@ -39,11 +63,12 @@ pub struct Head {
 
 impl File {
     /// A handle of its own.
-    pub fn new(gfid: Gfid, head: Option<Head>) -> Self {
+    pub fn new(gfid: Gfid, head: Option<Head>, losses: u64) -> Self {
         File {
             gfid,
             locks_lost: Arc::default(),
             head: Mutex::new(head),
+            durable: Durable::new(losses),
         }
     }
 
@@ -102,6 +127,8 @@ pub struct Dir {
     pub gfid: Gfid,
     /// Its node.
     pub node: NodeId,
+    /// What it was told of.
+    pub durable: Durable,
     /// Where its reader is.
     pub listing: Mutex<Listing>,
 }
@@ -187,7 +214,7 @@ mod tests {
             sent_at: Instant::now(),
         };
         let second = Duration::from_secs(1);
-        let file = |whole| File::new(Gfid::ROOT, Some(head(whole)));
+        let file = |whole| File::new(Gfid::ROOT, Some(head(whole)), 0);
         assert_eq!(&file(true).head(4, 100, 5, second).unwrap()[..], b"456789");
         assert_eq!(file(true).head(20, 5, 5, second).unwrap().len(), 0);
         assert_eq!(file(false).head(4, 100, 5, second), None);

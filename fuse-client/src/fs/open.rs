@@ -145,7 +145,9 @@ impl Fs {
         let cached = self.inodes.validate(node, attrs.data_counter);
         let direct = self.is_direct(flags);
         let head = head.filter(|_| !direct);
-        let handle = self.handles.add_file(File::new(gfid, head));
+        let handle = self
+            .handles
+            .add_file(File::new(gfid, head, self.session.losses()));
         // With O_TRUNC the kernel itself drops what it knew of the content.
         let truncated = flags & libc::O_TRUNC != 0;
         let is_behind = self.inodes.kernel_is_behind(node, attrs.data_counter);

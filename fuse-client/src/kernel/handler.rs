@@ -170,7 +170,9 @@ impl Handler {
                 fs.releasedir(handle);
                 Reply::Done
             }
-            Operation::FsyncDir { data_only } => done(fs.fsync_dir(caller, node, data_only)),
+            Operation::FsyncDir { handle, data_only } => {
+                done(fs.fsync_dir(caller, handle, data_only))
+            }
             Operation::StatFs => or_error(fs.statfs(caller), Reply::StatFs),
             Operation::SetXattr {
                 name,

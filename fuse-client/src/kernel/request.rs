@@ -97,6 +97,7 @@ pub enum Operation<'a> {
         handle: u64,
     },
     FsyncDir {
+        handle: u64,
         data_only: bool,
     },
     StatFs,

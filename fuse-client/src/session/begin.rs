@@ -8,7 +8,7 @@ use mortar_proto::data::{Caller, Op, Request, Result as OpResult, SessionOpen, o
 
 use super::life::Life;
 use super::route::Hunt;
-use super::{Judged, Mounted, Session, Tries, Waiting, address};
+use super::{End, Judged, Mounted, Session, Tries, Waiting, address};
 
 impl Session {
     /// Opens a session and takes again what the last one held.
@@ -88,7 +88,12 @@ impl Session {
     }
 
     /// After a fence: a new session takes the place of `old`, once, whoever notices first.
-    pub(super) fn renew(&self, old: &Arc<Life>, waiting: &Waiting) -> Result<(), FsError> {
+    pub(super) fn renew(
+        &self,
+        old: &Arc<Life>,
+        end: End,
+        waiting: &Waiting,
+    ) -> Result<(), FsError> {
         let _one = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
         if self.life().id() != old.id() {
             return Ok(());
@@ -97,10 +102,20 @@ impl Session {
         if let Some(told) = self.on_lost_locks.get() {
             (told.0)(&lost.files);
         }
+        if end == End::Forgotten {
+            self.caches.begin_anew();
+        }
         let life = self.introduce(waiting).map_err(|problem| {
             tracing::debug!("no new session: {problem}");
             FsError::NotConnected
         })?;
+        if end == End::Forgotten && self.caches.judge() {
+            tracing::warn!(
+                "every copy was started anew and the one that serves has another page cache: what \
+                 was not synced may be lost; files and directories that are open answer EIO to \
+                 their next fsync"
+            );
+        }
         self.say_renewal(old, &life, lost.locks);
         self.begin(life);
         self.idle

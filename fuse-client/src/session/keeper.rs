@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use mortar_common::BrickId;
 use mortar_proto::data::{Caller, KeepAlive, Op, ReplyStatus, Request, op};
 
-use super::{Session, Waiting};
+use super::{End, Session, Waiting};
 use crate::connection::Connection;
 use crate::view::{BrickAddress, Volume, VolumeView};
 
@@ -119,9 +119,13 @@ fn talk(
         ReplyStatus::ReplyNotPrimary | ReplyStatus::ReplyNotReady => {
             session.route.hint(reply.primary, reply.epoch.as_ref());
         }
-        ReplyStatus::ReplyFenced | ReplyStatus::ReplyUnknownSession => {
+        status @ (ReplyStatus::ReplyFenced | ReplyStatus::ReplyUnknownSession) => {
+            let end = match status {
+                ReplyStatus::ReplyFenced => End::Expired,
+                _ => End::Forgotten,
+            };
             let waiting = Waiting::until(Instant::now() + PATIENCE * 5);
-            if let Err(error) = session.renew(&life, &waiting) {
+            if let Err(error) = session.renew(&life, end, &waiting) {
                 tracing::debug!("no new session yet: {error}");
             }
         }

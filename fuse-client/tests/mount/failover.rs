@@ -162,6 +162,38 @@ fn a_change_that_was_perhaps_made_is_not_made_again_by_a_new_session() {
     assert_eq!(told, 4);
 }
 
+/// Every host lost its power: what was written and not synced is gone, and no fsync may call it
+/// durable. Who opens the file afterwards knows what it finds.
+#[test]
+fn an_fsync_after_every_page_cache_was_lost_says_so_once() {
+    let mount = Mount::new();
+    let shared = &mount.fake.shared;
+    let path = mount.path("data");
+    let file = File::create(&path).unwrap();
+    let folder = File::open(mount.path("")).unwrap();
+    let restart_all = |page_cache| {
+        *shared.page_cache.lock().unwrap() = page_cache;
+        *shared.ends_session.lock().unwrap() = Some(ReplyStatus::ReplyUnknownSession);
+        shared.swallow_answer.store(true, Ordering::SeqCst);
+        file.write_all_at(b"lost", 0).unwrap();
+    };
+    restart_all("");
+    file.sync_all().unwrap();
+    restart_all("of the next boot");
+    for open in [&file, &folder] {
+        let told = open.sync_all().unwrap_err();
+        assert_eq!(told.raw_os_error(), Some(libc::EIO));
+        open.sync_all().unwrap();
+    }
+    // Under way when it came to pass.
+    *shared.page_cache.lock().unwrap() = "of the one after";
+    *shared.ends_session.lock().unwrap() = Some(ReplyStatus::ReplyUnknownSession);
+    shared.swallow_answer.store(true, Ordering::SeqCst);
+    assert!(file.sync_data().is_err());
+    File::open(&path).unwrap().sync_all().unwrap();
+    assert_eq!(mount.log().matches("another page cache").count(), 2);
+}
+
 #[test]
 fn a_program_that_waits_for_a_lost_volume_can_be_killed() {
     let mount = Mount::new();

@@ -48,6 +48,8 @@ pub struct Shared {
     pub swallow_answer: AtomicBool,
     /// How the session of the swallowed answer is ended with it, if it is.
     pub ends_session: Mutex<Option<ReplyStatus>>,
+    /// What the bricks call their page cache.
+    pub page_cache: Mutex<&'static str>,
     /// Sessions that have been put out.
     pub fenced: Mutex<Vec<u64>>,
     /// Sessions that no brick knows any more.
@@ -91,6 +93,7 @@ impl Fake {
             epoch: AtomicU64::new(1),
             swallow_answer: AtomicBool::new(false),
             ends_session: Mutex::default(),
+            page_cache: Mutex::default(),
             fenced: Mutex::default(),
             forgotten: Mutex::default(),
             view,
@@ -301,6 +304,7 @@ fn serve_data(
     let answer = Hello {
         wire_version: WIRE_VERSION,
         from_brick: brick,
+        page_cache: shared.page_cache.lock().unwrap().as_bytes().into(),
         refusal,
         ..Default::default()
     };

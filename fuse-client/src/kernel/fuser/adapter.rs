@@ -380,12 +380,14 @@ impl Filesystem for Adapter {
         &self,
         req: &fuser::Request,
         ino: INodeNo,
-        _fh: FileHandle,
+        fh: FileHandle,
         datasync: bool,
         reply: ReplyEmpty,
     ) {
-        let data_only = datasync;
-        let op = Operation::FsyncDir { data_only };
+        let op = Operation::FsyncDir {
+            handle: fh.0,
+            data_only: datasync,
+        };
         self.serve(caller_of(req), ino, op, Form::Empty(reply));
     }
 

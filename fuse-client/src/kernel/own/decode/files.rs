@@ -53,8 +53,8 @@ pub(super) fn decode<'a>(
             handle: fields.u64()?,
         },
         FSYNCDIR => {
-            let (_, data_only) = fsync(fields)?;
-            Operation::FsyncDir { data_only }
+            let (handle, data_only) = fsync(fields)?;
+            Operation::FsyncDir { handle, data_only }
         }
         GETLK => Operation::GetLock(lock(head, fields)?),
         SETLK | SETLKW => Operation::SetLock {

@@ -239,6 +239,12 @@ impl Session {
     /// [`FsError::Io`] when a [`Effect::Once`] call may or may not have been done by a session
     /// that was fenced, and when a lock it was made under was lost with that session. Failures of operations are in the [`Answer`].
     pub fn call(&self, call: Call<'_>) -> Result<Answer, FsError> {
+        let waiting = self.patience(&call.caller);
+        self.call_while(call, &waiting)
+    }
+
+    /// How long a request of this caller waits.
+    pub(crate) fn patience(&self, caller: &Caller) -> Waiting {
         let io_timeout = self
             .mounted
             .io_timeout
@@ -246,8 +252,7 @@ impl Session {
                 Volume::Present(volume) => volume.io_timeout,
                 Volume::Absent => None,
             });
-        let waiting = Waiting::of(&call.caller, io_timeout);
-        self.call_while(call, &waiting)
+        Waiting::of(caller, io_timeout)
     }
 
     pub(crate) fn call_while(&self, call: Call<'_>, waiting: &Waiting) -> Result<Answer, FsError> {
@@ -475,7 +480,11 @@ impl Session {
         }
     }
 
-    fn may_go_on(&self, waiting: &Waiting) -> Result<(), FsError> {
+    /// Whether what waits is to go on waiting.
+    ///
+    /// # Errors
+    /// As [`Waiting::check`]; [`FsError::NotConnected`] when the mount ends.
+    pub(crate) fn may_go_on(&self, waiting: &Waiting) -> Result<(), FsError> {
         if self.closing.load(Ordering::Acquire) {
             return Err(FsError::NotConnected);
         }

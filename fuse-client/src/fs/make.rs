@@ -180,7 +180,8 @@ impl Fs {
 
     /// The primary has registered an open of an object that nobody else knows yet.
     fn register_open(&self, gfid: Gfid) {
-        self.session.holdings().begin_open(gfid);
+        // Nobody releases it yet, so that this waits for nothing.
+        let _ = self.session.holdings().begin_open(gfid, &|| Ok(()));
         self.session.holdings().registered(gfid);
     }
 

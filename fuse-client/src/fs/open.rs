@@ -69,7 +69,9 @@ impl Fs {
         let truncate = flags & libc::O_TRUNC != 0;
         let unnamed =
             self.inodes.is_unnamed_here(node) || self.retries.is_second_try(caller.pid, node);
-        let registration = self.session.holdings().begin_open(gfid);
+        let waiting = self.session.patience(&caller);
+        let go_on = || self.session.may_go_on(&waiting);
+        let registration = self.session.holdings().begin_open(gfid, &go_on)?;
         let (first, effect) = if truncate || registration == Registration::Needed {
             let kill_suidgid = truncate && kill.judged(|| is_ordinary(&caller));
             let open = Open {

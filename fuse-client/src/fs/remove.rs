@@ -192,7 +192,9 @@ impl Fs {
             }),
         };
         let holdings = self.session.holdings();
-        if removal == Removal::RmDir || !holdings.take_if_idle(gfid) {
+        let waiting = self.session.patience(&caller);
+        let go_on = || self.session.may_go_on(&waiting);
+        if removal == Removal::RmDir || !holdings.take_if_idle(gfid, &go_on)? {
             return self.remove_alone(caller, op);
         }
         let release = op::Op::Release(Release { gfid: gfid_meant });

@@ -1,7 +1,8 @@
 //! How a session begins: at the mount, and after a fence in place of the one before, with what that
 //! had open.
 
-use std::sync::{Arc, PoisonError};
+use std::sync::{Arc, PoisonError, TryLockError};
+use std::time::Duration;
 
 use mortar_common::FsError;
 use mortar_proto::data::{Caller, Op, Request, Result as OpResult, SessionOpen, op};
@@ -9,6 +10,9 @@ use mortar_proto::data::{Caller, Op, Request, Result as OpResult, SessionOpen, o
 use super::life::Life;
 use super::route::Hunt;
 use super::{End, Judged, Mounted, Session, Tries, Waiting, address};
+
+/// Whoever waits for another thread to begin a session looks this often.
+const RENEWAL_TICK: Duration = Duration::from_millis(10);
 
 impl Session {
     /// Opens a session and takes again what the last one held.
@@ -94,7 +98,16 @@ impl Session {
         end: End,
         waiting: &Waiting,
     ) -> Result<(), FsError> {
-        let _one = self.renewal.lock().unwrap_or_else(PoisonError::into_inner);
+        // Not waited for in the lock: whoever is killed meanwhile must get out.
+        let _one = loop {
+            match self.renewal.try_lock() {
+                Ok(one) => break one,
+                Err(TryLockError::Poisoned(poisoned)) => break poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) => {}
+            }
+            self.may_go_on(waiting)?;
+            self.route.sleep(RENEWAL_TICK);
+        };
         if self.life().id() != old.id() {
             return Ok(());
         }

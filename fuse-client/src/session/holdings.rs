@@ -15,6 +15,12 @@ use super::life::LifeNumber;
 /// Opens taken again in one request after a fence.
 const REOPEN_OPS_MAX: usize = 256;
 
+/// Whoever waits is asked this often whether it still wants to.
+const TICK: Duration = Duration::from_millis(100);
+
+/// Asked every [`TICK`] while something is waited for.
+pub type GoOn<'a> = &'a dyn Fn() -> Result<(), FsError>;
+
 /// Opens and locks of one session.
 #[derive(Debug, Default)]
 pub struct Holdings {
@@ -83,22 +89,36 @@ pub enum Registration {
 }
 
 impl Holdings {
-    /// One more handle is being opened. Waits while the object is being released.
-    pub fn begin_open(&self, gfid: Gfid) -> Registration {
+    /// One more handle is being opened. Waits while the object is being released, for as long as
+    /// `go_on` allows.
+    ///
+    /// # Errors
+    /// Those of `go_on`.
+    pub fn begin_open(&self, gfid: Gfid, go_on: GoOn<'_>) -> Result<Registration, FsError> {
         let mut state = self.lock();
         loop {
             let held = state.held.entry(gfid).or_default();
             if held.stage == Stage::Releasing {
-                state = self.changed.wait(state);
+                state = self.wait_for_release(state, go_on)?;
                 continue;
             }
             held.handles += 1;
             held.idle_since = None;
-            return match held.stage {
+            return Ok(match held.stage {
                 Stage::Registered => Registration::Known,
                 Stage::Unregistered | Stage::Releasing => Registration::Needed,
-            };
+            });
         }
+    }
+
+    fn wait_for_release<'a>(
+        &self,
+        state: MutexGuard<'a, State>,
+        go_on: GoOn<'_>,
+    ) -> Result<MutexGuard<'a, State>, FsError> {
+        let state = self.changed.wait_timeout(state, TICK);
+        go_on()?;
+        Ok(state)
     }
 
     /// The primary has registered the open that was begun, or one made by a create.
@@ -143,18 +163,23 @@ impl Holdings {
 
     /// Takes this object to be released if nobody has it open. Waits while it is being released:
     /// what is removed in that moment would be kept as an orphan, and its room with it.
-    pub fn take_if_idle(&self, gfid: Gfid) -> bool {
+    ///
+    /// # Errors
+    /// Those of `go_on`.
+    pub fn take_if_idle(&self, gfid: Gfid, go_on: GoOn<'_>) -> Result<bool, FsError> {
         let mut state = self.lock();
         loop {
             let lost = state.lost;
             match state.held.get_mut(&gfid) {
-                Some(held) if held.stage == Stage::Releasing => state = self.changed.wait(state),
+                Some(held) if held.stage == Stage::Releasing => {
+                    state = self.wait_for_release(state, go_on)?;
+                }
                 Some(held) if held.releasable() => {
                     held.stage = Stage::Releasing;
                     held.taken_after = lost;
-                    return true;
+                    return Ok(true);
                 }
-                _ => return false,
+                _ => return Ok(false),
             }
         }
     }
@@ -327,41 +352,49 @@ mod tests {
 
     const FILE: Gfid = Gfid { hi: 1, lo: 2 };
 
+    fn open(holdings: &Holdings) -> Registration {
+        holdings.begin_open(FILE, &|| Ok(())).unwrap()
+    }
+
+    fn take(holdings: &Holdings) -> bool {
+        holdings.take_if_idle(FILE, &|| Ok(())).unwrap()
+    }
+
     #[test]
     fn an_open_is_registered_once_and_released_once() {
         let holdings = Holdings::default();
-        assert_eq!(holdings.begin_open(FILE), Registration::Needed);
+        assert_eq!(open(&holdings), Registration::Needed);
         holdings.registered(FILE);
-        assert_eq!(holdings.begin_open(FILE), Registration::Known);
+        assert_eq!(open(&holdings), Registration::Known);
         holdings.close(FILE);
         assert!(holdings.take_idle(8, Duration::ZERO).is_empty());
         holdings.close(FILE);
         assert_eq!(holdings.take_idle(8, Duration::ZERO), [FILE]);
         assert!(holdings.take_idle(8, Duration::ZERO).is_empty());
         holdings.released(&[FILE]);
-        assert_eq!(holdings.begin_open(FILE), Registration::Needed);
+        assert_eq!(open(&holdings), Registration::Needed);
     }
 
     #[test]
     fn a_reopen_before_the_release_needs_nothing() {
         let holdings = Holdings::default();
-        holdings.begin_open(FILE);
+        open(&holdings);
         holdings.registered(FILE);
         holdings.close(FILE);
-        assert_eq!(holdings.begin_open(FILE), Registration::Known);
-        assert!(!holdings.take_if_idle(FILE));
+        assert_eq!(open(&holdings), Registration::Known);
+        assert!(!take(&holdings));
     }
 
     #[test]
     fn an_open_waits_for_the_release_that_is_under_way() {
         let holdings = Arc::new(Holdings::default());
-        holdings.begin_open(FILE);
+        open(&holdings);
         holdings.registered(FILE);
         holdings.close(FILE);
-        assert!(holdings.take_if_idle(FILE));
+        assert!(take(&holdings));
         let opener = {
             let holdings = holdings.clone();
-            std::thread::spawn(move || holdings.begin_open(FILE))
+            std::thread::spawn(move || open(&holdings))
         };
         holdings.released(&[FILE]);
         assert_eq!(opener.join().unwrap(), Registration::Needed);
@@ -370,13 +403,13 @@ mod tests {
     #[test]
     fn a_removal_waits_for_the_release_that_is_under_way() {
         let holdings = Arc::new(Holdings::default());
-        holdings.begin_open(FILE);
+        open(&holdings);
         holdings.registered(FILE);
         holdings.close(FILE);
         assert_eq!(holdings.take_idle(8, Duration::ZERO), [FILE]);
         let remover = {
             let holdings = holdings.clone();
-            std::thread::spawn(move || holdings.take_if_idle(FILE))
+            std::thread::spawn(move || take(&holdings))
         };
         holdings.released(&[FILE]);
         assert!(!remover.join().unwrap());
@@ -444,10 +477,10 @@ mod tests {
     fn an_open_that_a_fence_found_under_release_is_not_believed_to_be_registered() {
         let holdings = Holdings::default();
         for is_fenced in [false, true] {
-            holdings.begin_open(FILE);
+            open(&holdings);
             holdings.registered(FILE);
             holdings.close(FILE);
-            assert!(holdings.take_if_idle(FILE));
+            assert!(take(&holdings));
             if is_fenced {
                 holdings.lose_locks(LifeNumber::default());
                 assert!(holdings.reopen_in_pieces().is_empty());
@@ -457,8 +490,28 @@ mod tests {
                 true => Registration::Needed,
                 false => Registration::Known,
             };
-            assert_eq!(holdings.begin_open(FILE), expected);
+            assert_eq!(open(&holdings), expected);
             holdings.close(FILE);
         }
+    }
+
+    #[test]
+    fn who_waits_for_a_release_can_be_killed() {
+        let holdings = Holdings::default();
+        open(&holdings);
+        holdings.registered(FILE);
+        holdings.close(FILE);
+        assert!(take(&holdings));
+        let killed = || Err(FsError::Interrupted);
+        assert_eq!(
+            holdings.begin_open(FILE, &killed),
+            Err(FsError::Interrupted)
+        );
+        assert_eq!(
+            holdings.take_if_idle(FILE, &killed),
+            Err(FsError::Interrupted)
+        );
+        holdings.released(&[FILE]);
+        assert_eq!(open(&holdings), Registration::Needed);
     }
 }

@@ -42,7 +42,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mortar_common::{BrickId, Gfid, Incarnation, Signal, VolumeId};
-use mortar_proto::data::{self, CopySynced, EpochRef, Goodbye, Hello, link_message};
+use mortar_proto::data::{self, CopySynced, EpochRef, Goodbye, Hello, PageCache, link_message};
 use mortar_proto::frame::FrameError;
 use mortar_proto::registry::{Epoch, Limits};
 use tracing::{info, warn};
@@ -250,11 +250,21 @@ impl Replica {
         }
     }
 
-    /// Names the page cache through which this copy writes: another one has nothing of what was
-    /// written and not synced.
-    pub fn page_cache(&self) -> bytes::Bytes {
-        let writer = self.absent.writer();
-        format!("{}/{}", writer.boot, writer.mount).into()
+    /// The page cache that this copy writes through, and those of the copies in sync with it. That
+    /// of a host is another one after each boot; a disk that is taken away without one fails.
+    pub fn page_caches(&self) -> Vec<PageCache> {
+        let mut caches = vec![self.own_page_cache()];
+        let streams = self.streams.lock();
+        let joined = streams.values().filter(|stream| stream.joined);
+        caches.extend(joined.filter_map(|stream| stream.page_cache.clone()));
+        caches
+    }
+
+    fn own_page_cache(&self) -> PageCache {
+        PageCache {
+            brick: self.setting.me.0,
+            name: self.absent.writer().boot.clone().into(),
+        }
     }
 
     /// The brick below.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use mortar_common::BrickId;
 use mortar_proto::WIRE_VERSION;
-use mortar_proto::data::{Hello, Reply, Request, Role};
+use mortar_proto::data::{Hello, PageCache, Reply, Request, Role};
 use mortar_proto::frame::{self, FrameError, Kind};
 
 use crate::view::BrickAddress;
@@ -78,8 +78,8 @@ pub type GiveUp<'a> = &'a dyn Fn() -> bool;
 pub struct Connection {
     reader: BufReader<TcpStream>,
     address: String,
-    /// As the brick names it.
-    page_cache: Bytes,
+    /// As the brick names its own, and those of the copies in sync with it.
+    page_caches: Vec<PageCache>,
 }
 
 impl Connection {
@@ -114,7 +114,7 @@ impl Connection {
         let mut connection = Connection {
             reader,
             address,
-            page_cache: Bytes::new(),
+            page_caches: Vec::new(),
         };
         let hello = Hello {
             wire_version: WIRE_VERSION,
@@ -152,9 +152,9 @@ impl Connection {
         Ok((reply, frame.payload))
     }
 
-    /// Names the brick's page cache: see [`crate::session`].
-    pub fn page_cache(&self) -> &Bytes {
-        &self.page_cache
+    /// What the brick and the copies in sync with it write through: the brick's comes first.
+    pub fn page_caches(&self) -> &[PageCache] {
+        &self.page_caches
     }
 
     /// Whether the other end still has it open and has said nothing: looked at without waiting.
@@ -192,7 +192,7 @@ impl Connection {
         if answer.from_brick != 0 && answer.from_brick != brick.0 {
             return Err(self.refused("another brick answers there".to_owned()));
         }
-        self.page_cache = answer.page_cache;
+        self.page_caches = answer.page_caches;
         Ok(())
     }
 

@@ -442,7 +442,7 @@ impl Session {
         request.again = true;
         let answer = outcome?;
         if answer.0.status() == ReplyStatus::ReplyOk {
-            self.caches.served(brick.brick, connection.page_cache());
+            self.caches.served(connection.page_caches());
         }
         self.keep_idle(Idle {
             connection,

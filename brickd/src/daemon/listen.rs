@@ -178,7 +178,7 @@ fn dispatch(
                     wire_version: WIRE_VERSION,
                     from_brick: replica.setting().me.0,
                     from_incarnation: replica.setting().incarnation.0,
-                    page_cache: replica.page_cache(),
+                    page_caches: replica.page_caches(),
                     ..Default::default()
                 };
                 frame::send(&mut connection, Kind::Hello, &answer, &[])?;

@@ -116,6 +116,7 @@ impl Replica {
             from_incarnation: self.setting().incarnation.0,
             last_number: self.follower.lock().received_max,
             synced: self.store.stored_state().synced,
+            page_caches: vec![self.own_page_cache()],
             ..Default::default()
         };
         let commands = match accepted {

@@ -166,6 +166,7 @@ impl Replica {
         let unanswered = Arc::clone(&stream.unanswered);
         let answers = Arc::new(Answers::new(to, reading_end, unanswered));
         stream.answers = Some(Arc::clone(&answers));
+        stream.page_cache = answer.page_caches.first().cloned();
         let commands = self
             .lock_core()
             .stream_up(to, incarnation, answer.last_number, now_ms());

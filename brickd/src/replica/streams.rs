@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use mortar_common::{BrickId, Incarnation};
-use mortar_proto::data::{Change, CopySynced, Ordered};
+use mortar_proto::data::{Change, CopySynced, Ordered, PageCache};
 use mortar_proto::frame::{self, Kind};
 use tracing::debug;
 
@@ -73,6 +73,8 @@ pub struct Outgoing {
     pub unanswered: Unanswered,
     /// Where its answers come from, while it is connected.
     pub answers: Option<Arc<Answers>>,
+    /// What it writes through, as it said.
+    pub page_cache: Option<PageCache>,
 }
 
 impl Streams {
@@ -106,6 +108,7 @@ impl Streams {
             writer: None,
             unanswered: Unanswered::default(),
             answers: None,
+            page_cache: None,
         };
         table.insert(to, outgoing);
         drop(table);

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
-use mortar_common::BrickId;
+use mortar_proto::data::PageCache;
 
 /// The page caches that this session was served from.
 #[derive(Debug, Default)]
@@ -20,17 +20,21 @@ pub struct PageCaches {
 #[derive(Debug, Default)]
 struct State {
     /// Bounded by the bricks of a volume.
-    seen: HashMap<BrickId, Bytes>,
+    seen: HashMap<u64, Bytes>,
     /// A brick has served from one that it was not seen with before.
     doubtful: bool,
 }
 
 impl PageCaches {
-    /// A brick that named this page cache has served a request.
-    pub fn served(&self, brick: BrickId, cache: &Bytes) {
+    /// A brick that named its page cache, and then those of the copies in sync with it, has served
+    /// a request.
+    pub fn served(&self, caches: &[PageCache]) {
         let mut state = self.lock();
-        let before = state.seen.insert(brick, cache.clone());
-        state.doubtful |= before.as_ref() != Some(cache);
+        for (at, cache) in caches.iter().enumerate() {
+            let before = state.seen.insert(cache.brick, cache.name.clone());
+            // The others serve nothing: what they are is remembered for when they do.
+            state.doubtful |= at == 0 && before.as_ref() != Some(&cache.name);
+        }
     }
 
     /// No copy knows the session any more. What is served from now on is judged.
@@ -64,21 +68,27 @@ mod tests {
     #[test]
     fn only_a_brick_with_its_old_page_cache_has_lost_nothing() {
         let caches = PageCaches::default();
-        let (one, other) = (BrickId(1), BrickId(2));
-        let (before, after) = (Bytes::from_static(b"before"), Bytes::from_static(b"after"));
-        caches.served(one, &before);
-        let served_anew = |brick, cache: &Bytes| {
+        let of = |brick, name: &'static str| PageCache {
+            brick,
+            name: name.into(),
+        };
+        caches.served(&[of(1, "before"), of(2, "beside")]);
+        let served_anew = |cache: PageCache| {
             caches.begin_anew();
-            caches.served(brick, cache);
+            caches.served(&[cache]);
             caches.judge()
         };
         assert!(
-            !served_anew(one, &before),
+            !served_anew(of(1, "before")),
             "its process alone was started anew"
         );
-        assert!(served_anew(one, &after), "its host was");
-        assert!(!served_anew(one, &after));
-        assert!(served_anew(other, &before), "it was never seen");
+        assert!(
+            !served_anew(of(2, "beside")),
+            "it was in sync with the other"
+        );
+        assert!(served_anew(of(1, "after")), "its host was started anew");
+        assert!(!served_anew(of(1, "after")));
+        assert!(served_anew(of(3, "before")), "it was never heard of");
         assert_eq!(caches.losses(), 2);
     }
 }

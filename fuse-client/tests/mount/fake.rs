@@ -17,7 +17,7 @@ use mortar_proto::control::{
     RecallRequest, RegistryStatusReply, VolumeHealReply, VolumeHealRequest, VolumeName,
     WatchViewRequest,
 };
-use mortar_proto::data::{EpochRef, Hello, Reply, ReplyStatus, Request};
+use mortar_proto::data::{EpochRef, Hello, PageCache, Reply, ReplyStatus, Request};
 use mortar_proto::frame::{self, Kind};
 use mortar_proto::registry::{
     Brick, Command, Copy, Epoch, Outcome, Peer, ReplicaSet, View, Volume, VolumeStatus,
@@ -304,7 +304,10 @@ fn serve_data(
     let answer = Hello {
         wire_version: WIRE_VERSION,
         from_brick: brick,
-        page_cache: shared.page_cache.lock().unwrap().as_bytes().into(),
+        page_caches: vec![PageCache {
+            brick,
+            name: shared.page_cache.lock().unwrap().as_bytes().into(),
+        }],
         refusal,
         ..Default::default()
     };

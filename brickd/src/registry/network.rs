@@ -208,9 +208,13 @@ impl RaftNetworkV2<Types> for Link {
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
             answer = self.call(Rpc::Snapshot, &message, option.hard_ttl()) => {
-                let answer = answer?;
-                self.seen
-                    .note(self.target, Position::new(message.meta.last_log_id, None));
+                let answer: SnapshotResponse<Types> = answer?;
+                // A peer that has promised a newer leader answers with that vote, and has installed
+                // nothing.
+                if answer.vote == message.vote {
+                    self.seen
+                        .note(self.target, Position::new(message.meta.last_log_id, None));
+                }
                 Ok(answer)
             }
         }

@@ -1,6 +1,7 @@
 //! Raft over the real store and a network double that can be cut.
 
 mod papers;
+mod seen;
 mod storage;
 
 use std::collections::{BTreeMap, BTreeSet};

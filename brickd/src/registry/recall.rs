@@ -84,6 +84,7 @@ impl Position {
 #[derive(Clone)]
 pub struct Seen {
     disk: Disk,
+    /// Taken before the lock of the disk's queue.
     peers: Arc<Mutex<BTreeMap<u64, Position>>>,
 }
 
@@ -98,18 +99,16 @@ impl Seen {
 
     /// A peer has answered for this.
     pub fn note(&self, peer: u64, position: Position) {
-        let written = {
-            let mut peers = self.peers();
-            let known = peers.get(&peer).copied();
-            let newest = known.unwrap_or_default().joined(position);
-            if known == Some(newest) || known.is_none() && peers.len() >= SEEN_MAX {
-                return;
-            }
-            peers.insert(peer, newest);
-            to_json(&*peers)
-        };
-        // Plain numbers are always fit for JSON.
-        if let Ok(written) = written {
+        let mut peers = self.peers();
+        let known = peers.get(&peer).copied();
+        let newest = known.unwrap_or_default().joined(position);
+        if known == Some(newest) || known.is_none() && peers.len() >= SEEN_MAX {
+            return;
+        }
+        peers.insert(peer, newest);
+        // Plain numbers are always fit for JSON. Handed over under the lock: an older map must not
+        // be written after a newer one.
+        if let Ok(written) = to_json(&*peers) {
             self.disk
                 .write(vec![Put::Meta(Key::Seen, written)], Then::Lazy);
         }

@@ -1,6 +1,6 @@
 //! What a peer remembers of what the others have answered for.
 
-use std::sync::Arc;
+use std::sync::{Arc, Barrier};
 use std::time::Duration;
 
 use futures::future::pending;
@@ -9,8 +9,9 @@ use openraft::raft::VoteRequest;
 use openraft::{BasicNode, RaftNetworkV2};
 
 use super::{Cluster, Wire, found, slow, wait};
+use crate::registry::disk::Disk;
 use crate::registry::network::Links;
-use crate::registry::recall::Position;
+use crate::registry::recall::{Position, Seen};
 use crate::registry::types::{LogId, Vote};
 
 /// A peer that has voted for another since refuses the snapshot in the same message that takes it.
@@ -70,4 +71,35 @@ async fn a_snapshot_that_was_refused_counts_for_nothing() {
     let had = Position::new(Some(last), None);
     assert_eq!(sender.seen.of(behind).last_log, had.last_log);
     cluster.end().await;
+}
+
+/// Raft's threads note at once, each of another peer: what is written last has all of it. That an
+/// older one came last was seen in every third round.
+#[test]
+fn what_is_written_last_is_the_newest() {
+    const PEERS: u64 = 32;
+    let noted = Position {
+        last_log: 7,
+        ..Position::default()
+    };
+    for round in 0..30 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("registry.redb");
+        let (disk, mut stored) = Disk::open(&path).unwrap();
+        let seen = Seen::new(disk.clone(), &mut stored);
+        let all_at_once = Barrier::new(PEERS as usize);
+        std::thread::scope(|threads| {
+            for peer in 1..=PEERS {
+                let (seen, all_at_once) = (&seen, &all_at_once);
+                threads.spawn(move || {
+                    all_at_once.wait();
+                    seen.note(peer, noted);
+                });
+            }
+        });
+        disk.close();
+        let (disk, stored) = Disk::open(&path).unwrap();
+        disk.close();
+        assert_eq!(stored.seen.len(), PEERS as usize, "round {round}");
+    }
 }

@@ -187,11 +187,5 @@ impl From<ProposeError> for Refusal {
     }
 }
 
-/// Whether `peer` is called `host`, by any of its names.
-pub(crate) fn is_called(peer: &Peer, host: &str) -> bool {
-    let same = |name: &str| name.eq_ignore_ascii_case(host);
-    same(&peer.host) || peer.other_names.iter().any(|name| same(name))
-}
-
 #[cfg(test)]
 mod tests;

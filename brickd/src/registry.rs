@@ -16,6 +16,7 @@ mod error;
 mod identity;
 mod log;
 mod machine;
+mod names;
 mod network;
 mod node;
 mod pool;
@@ -38,6 +39,7 @@ use tokio::sync::watch;
 
 pub use connect::{CONNECT_TIMEOUT_MS, Connections};
 pub use error::RegistryError;
+pub use names::is_called;
 pub use node::Timing;
 pub use pool::Invited;
 pub use propose::{StillWanted, always};

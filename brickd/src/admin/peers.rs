@@ -4,7 +4,8 @@ use futures::future::join_all;
 use mortar_proto::control::{PeerDetachRequest, PeerState, PeerStatusReply};
 use mortar_proto::registry::Peer;
 
-use super::{AdminService, Invited, REGISTRY_ANSWER_MAX, Refusal, is_called};
+use super::{AdminService, Invited, REGISTRY_ANSWER_MAX, Refusal};
+use crate::registry::is_called;
 
 /// What `peer probe` says of this host itself.
 const PROBE_SELF: &str = "Probe on localhost not needed";

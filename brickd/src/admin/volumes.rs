@@ -20,7 +20,8 @@ use mortar_proto::registry::{
 };
 
 use super::bricks::{self, BrickSpec};
-use super::{AdminService, ProposeError, Refusal, START_WAIT_MAX, is_called, options};
+use super::{AdminService, ProposeError, Refusal, START_WAIT_MAX, options};
+use crate::registry::is_called;
 
 /// How often `volume start` looks whether its bricks are up.
 pub(super) const START_POLL: Duration = Duration::from_millis(100);

@@ -13,6 +13,7 @@ use mortar_proto::registry::{
 };
 use serde::{Deserialize, Serialize};
 
+use super::names::same_host;
 use super::types::Change;
 
 /// Former epochs kept of a replica set, oldest dropped first.
@@ -128,7 +129,7 @@ impl State {
         let old = self.view.peers.values().find(|old| {
             old.id != peer.id
                 && old.id != *replaces
-                && old.host == peer.host
+                && same_host(&old.host, &peer.host)
                 && old.port == peer.port
                 && self.members.contains(&old.id)
         })?;
@@ -221,7 +222,8 @@ fn put_peer(view: &mut View, peer: &Peer, replaces: u64) -> Result<(), String> {
         return Err("a peer needs an id and a host".to_owned());
     }
     if let Some(old) = view.peers.get(&replaces) {
-        if (&old.host, old.port, old.id == peer.id) != (&peer.host, peer.port, false) {
+        let is_there = same_host(&old.host, &peer.host) && old.port == peer.port;
+        if !is_there || old.id == peer.id {
             return Err(format!(
                 "{} is not the host of the peer that is replaced",
                 peer.host

@@ -1,5 +1,7 @@
 //! Who comes, who goes, and what peers and clients are answered.
 
+use std::sync::Arc;
+
 use brickd::registry::{Invited, RegistryError, always};
 use mortar_common::PeerId;
 use mortar_proto::control::raft_client::RaftClient;
@@ -459,5 +461,44 @@ async fn a_peer_probed_from_two_sides_joins_once() {
         (hosts[0].voters().await == 5).then_some(())
     })
     .await;
+    end(hosts).await;
+}
+
+/// In DNS the case of letters does not count: nor does it for what a peer is called.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_host_that_lost_its_directory_is_known_in_any_case() {
+    let first = Host::new(slow()).await;
+    let second = Host::new(slow()).await;
+    let probe = |name| first.registry.invite(name, second.port());
+    let joined = probe("localhost").await.unwrap();
+    assert!(matches!(joined, Invited::Joined(_)), "{joined}");
+    let again = probe("LocalHost").await.unwrap();
+    assert!(matches!(again, Invited::Already { .. }), "{again}");
+    let old = second.registry.local();
+    let known = first.registry.view().peers[&old.id].clone();
+    assert_eq!(
+        (known.host.as_str(), known.other_names.len()),
+        ("localhost", 0)
+    );
+
+    // Both vote: the one that is left is a quorum only when it is recovered.
+    wait("both to vote", || async {
+        (first.voters().await == 2).then_some(())
+    })
+    .await;
+    let (dir, address, timing) = second.kill().await;
+    drop(dir);
+    let fresh = Arc::new(tempfile::tempdir().unwrap());
+    let second = Host::revive((fresh, address, timing)).await;
+    first.registry.recover(true).await.unwrap();
+    let probed = first.registry.invite("LOCALHOST", second.port()).await;
+    let probed = probed.unwrap();
+    assert!(matches!(probed, Invited::Returned(_)), "{probed}");
+    let hosts = vec![first, second];
+    agree(&hosts).await;
+    let view = hosts[0].registry.view();
+    assert_eq!(view.peers.len(), 2, "one host is one peer");
+    assert!(!view.peers.contains_key(&old.id));
+    assert_eq!(view.peers[&hosts[1].id()].host, "localhost");
     end(hosts).await;
 }

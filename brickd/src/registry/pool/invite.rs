@@ -15,6 +15,7 @@ use tonic::transport::Channel;
 
 use super::{LOOK_MS, put_peer, put_peer_for, refused};
 use crate::registry::error::RegistryError;
+use crate::registry::names::{is_called, same_host};
 use crate::registry::steward::voters_wanted;
 use crate::registry::types::{Change, PoolMeta};
 use crate::registry::{Inner, Registry};
@@ -185,11 +186,12 @@ impl Inner {
     fn former_peer(&self, answers: u64, host: &str, port: u16) -> Option<Peer> {
         let life = self.life();
         let state = life.applied.state();
-        let is_there = |peer: &&Peer| {
-            let named = peer.host == host || peer.other_names.iter().any(|name| name == host);
-            named && peer.port == u32::from(port) && peer.id != answers
-        };
-        state.view.peers.values().find(is_there).cloned()
+        let was_there = |peer: &&Peer| peer.port == u32::from(port) && peer.id != answers;
+        let peers = || state.view.peers.values().filter(was_there);
+        let by_first_name = peers().find(|peer| same_host(&peer.host, host));
+        by_first_name
+            .or_else(|| peers().find(|peer| is_called(peer, host)))
+            .cloned()
     }
 
     /// A member was probed by another name: remembers it.
@@ -197,7 +199,7 @@ impl Inner {
         let Some(mut peer) = self.peer(id) else {
             return Ok(());
         };
-        if peer.host == host || peer.other_names.iter().any(|name| name == host) {
+        if is_called(&peer, host) {
             return Ok(());
         }
         peer.other_names.push(host.to_owned());

@@ -73,7 +73,7 @@ impl Host {
         let address = listener.local_addr().unwrap();
         let config = RegistryConfig {
             data_dir: dir.path().to_owned(),
-            advertise_host: "127.0.0.1".to_owned(),
+            advertise_host: address.ip().to_string(),
             port: address.port(),
             timing: timing.clone(),
         };
@@ -107,6 +107,11 @@ impl Host {
         self.server.shutdown_background();
         self.registry.shutdown().await;
         (self.dir, self.address, self.timing)
+    }
+
+    /// A host of its own on another address of this machine.
+    pub async fn at(address: SocketAddr, timing: Timing) -> Self {
+        Self::revive((Arc::new(tempfile::tempdir().unwrap()), address, timing)).await
     }
 
     pub async fn revive((dir, address, timing): (Arc<TempDir>, SocketAddr, Timing)) -> Self {

@@ -1,5 +1,6 @@
 //! Who comes, who goes, and what peers and clients are answered.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 
 use brickd::registry::{Invited, RegistryError, always};
@@ -8,7 +9,9 @@ use mortar_proto::control::raft_client::RaftClient;
 use mortar_proto::control::{
     Empty, JoinRequest, LeaveRequest, RaftMessage, VolumeName, WatchViewRequest,
 };
-use mortar_proto::registry::{Command, Peer, SetVolumeStatus, VolumeStatus, command::What};
+use mortar_proto::registry::{
+    Command, Peer, PutPeer, SetVolumeStatus, VolumeStatus, command::What,
+};
 use tokio::net::TcpListener;
 
 use super::{Host, agree, create, end, leader, option, pool, slow, wait};
@@ -501,4 +504,57 @@ async fn a_host_that_lost_its_directory_is_known_in_any_case() {
     assert!(!view.peers.contains_key(&old.id));
     assert_eq!(view.peers[&hosts[1].id()].host, "localhost");
     end(hosts).await;
+}
+
+/// A name of a living peer that leads to another host now does not give that host its place.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_leads_to_another_host_throws_nobody_out() {
+    const ALIAS: &str = "127.0.0.2";
+    let mut hosts = pool(3, slow()).await;
+    let mut known = hosts[1].registry.local();
+    known.other_names = vec![ALIAS.to_owned()];
+    let put = PutPeer {
+        peer: Some(known.clone()),
+        replaces: 0,
+    };
+    let put = Command {
+        what: Some(What::PutPeer(put)),
+    };
+    let outcome = hosts[0].registry.propose(put).await.unwrap();
+    assert_eq!(outcome.refusal, "");
+    let stranger = Host::at(
+        (Ipv4Addr::from([127, 0, 0, 2]), hosts[1].port()).into(),
+        slow(),
+    );
+    let stranger = stranger.await;
+    let before = (stranger.id(), hosts[0].registry.view());
+
+    let probe = || hosts[0].registry.invite(ALIAS, stranger.port());
+    let error = probe().await.unwrap_err().to_string();
+    assert!(
+        error.contains("a name of the peer 127.0.0.1, which still answers on 127.0.0.1"),
+        "{error}"
+    );
+    assert_eq!(hosts[0].registry.barrier().await.unwrap(), before.1);
+    assert_eq!(hosts[1].id(), known.id);
+    assert!(stranger.registry.view().peers.is_empty());
+
+    // Silence is no proof that it is gone.
+    let silent = hosts.remove(1).kill().await;
+    let error = wait("a quorum of the two that are left", || async {
+        let probed = hosts[0].registry.invite(ALIAS, stranger.port()).await;
+        let error = probed.unwrap_err().to_string();
+        (!error.contains("quorum is not met")).then_some(error)
+    })
+    .await;
+    assert!(
+        error.contains("that peer may still live: probe 127.0.0.1"),
+        "{error}"
+    );
+    assert_eq!(stranger.id(), before.0, "it was asked for nothing");
+    hosts.push(Host::revive(silent).await);
+    agree(&hosts).await;
+    assert_eq!(hosts[2].id(), known.id);
+    end(hosts).await;
+    stranger.kill().await;
 }

@@ -15,7 +15,7 @@ use tonic::transport::Channel;
 
 use super::{LOOK_MS, put_peer, put_peer_for, refused};
 use crate::registry::error::RegistryError;
-use crate::registry::names::{is_called, same_host};
+use crate::registry::names::{is_called, names, same_host};
 use crate::registry::steward::voters_wanted;
 use crate::registry::types::{Change, PoolMeta};
 use crate::registry::{Inner, Registry};
@@ -159,6 +159,9 @@ impl Inner {
             ));
         }
         let old = self.former_peer(greeting.peer, host, port);
+        if let Some(old) = &old {
+            self.check_gone(old, greeting.peer, host).await?;
+        }
         let peer = self
             .ask_to_join(&node.pool, channel, &greeting, host, port)
             .await?;
@@ -192,6 +195,40 @@ impl Inner {
         by_first_name
             .or_else(|| peers().find(|peer| is_called(peer, host)))
             .cloned()
+    }
+
+    /// Refuses when a former peer may live: a name that now leads to another host proves nothing.
+    /// It is gone when it answers at none of its names, and the host that the pool knows it by is
+    /// the one that was probed.
+    async fn check_gone(&self, old: &Peer, answers: u64, host: &str) -> Result<(), RegistryError> {
+        let port = u16::try_from(old.port).unwrap_or_default();
+        let asks = names(old)
+            .filter(|name| !same_host(name, host))
+            .map(|name| async move {
+                let greeted = self.greet(name, port).await.ok();
+                (name, greeted.map(|(_, greeting)| greeting.peer))
+            });
+        let told = futures::future::join_all(asks).await;
+        if let Some((name, _)) = told.iter().find(|(_, peer)| *peer == Some(old.id)) {
+            return refused(format!(
+                "{host} is a name of the peer {}, which still answers on {name}, but another host \
+                 answers on {host} now: correct {host} in DNS and /etc/hosts, or probe the new host \
+                 by a name of its own",
+                old.host
+            ));
+        }
+        let is_its_host = |(name, peer): &(&str, Option<u64>)| {
+            !same_host(name, &old.host) || *peer == Some(answers)
+        };
+        if !told.iter().all(is_its_host) {
+            return refused(format!(
+                "{host} is another name of the peer {0}, but what answers there does not answer on \
+                 {0}, so that peer may still live: probe {0} if it has lost its data directory, or \
+                 probe the new host by a name of its own",
+                old.host
+            ));
+        }
+        Ok(())
     }
 
     /// A member was probed by another name: remembers it.

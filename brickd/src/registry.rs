@@ -10,6 +10,7 @@
 //! Raft runs on two threads of its own and writes through a third, so that neither a busy brick
 //! nor a slow disk delays a heartbeat.
 
+mod cleared;
 mod connect;
 mod disk;
 mod error;
@@ -46,11 +47,11 @@ pub use propose::{StillWanted, always};
 pub use serve::{RaftService, RegistryService, services};
 pub use state::{BRICKS_MAX, HISTORY_MAX, PEERS_MAX, VOLUMES_MAX, apply};
 
+use cleared::{Cleared, Past};
 use disk::{Disk, Stored};
 use identity::Identity;
 use machine::Applied;
 use node::Node;
-use recall::{Cleared, Past};
 use state::State;
 use transport::GrpcTransport;
 use types::PoolMeta;
@@ -284,13 +285,12 @@ impl Inner {
         match found {
             Some(pool) if pool.peer == peer => {
                 let life = inner.life();
-                let past = Past::of(peer, &stored);
-                let cleared = Cleared::new(past.is_none());
+                let cleared = Cleared::after(peer, Past::of(&stored));
                 inner
                     .take_part(pool, life.disk, life.applied, stored, cleared)
                     .await?;
-                if let Some(past) = past {
-                    inner.look_into_past_later(past);
+                if let Some(node) = inner.node() {
+                    inner.look_into_past_later(&node);
                 }
                 inner.finish_founding_later();
             }
@@ -399,7 +399,7 @@ impl Inner {
         });
         match pool {
             Some(pool) => {
-                let (stored, cleared) = (Stored::default(), Cleared::new(true));
+                let (stored, cleared) = (Stored::default(), Cleared::at_once());
                 self.take_part(pool, disk, applied, stored, cleared).await
             }
             None => Ok(()),

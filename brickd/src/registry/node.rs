@@ -7,11 +7,12 @@ use std::sync::Arc;
 use openraft::async_runtime::watch::WatchReceiver;
 use openraft::{BasicNode, Config, SnapshotPolicy};
 
+use super::cleared::Cleared;
 use super::disk::{Disk, Stored, from_json, to_json};
 use super::log::Log;
 use super::machine::{Applied, Machine};
 use super::network::{Links, Rpc, SnapshotMessage, Transport};
-use super::recall::{Cleared, Seen};
+use super::recall::Seen;
 use super::types::{Metrics, PoolMeta, Raft, Snapshot};
 
 /// When Raft acts, in milliseconds, and when it compacts, in log entries.

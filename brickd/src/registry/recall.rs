@@ -5,11 +5,12 @@
 //! So each peer remembers of the others the newest entry and vote that they have *answered* for, which
 //! is on their disk (what a leader sends may not be on its own yet), and a peer that starts asks them
 //! before it takes any part. It waits for so many answers that together
-//! with itself they are a quorum, without which nothing could go on anyway. Who hears that it once
-//! had more becomes a new peer, in no pool: the administrator probes it again.
+//! with itself they are a quorum, without which nothing could go on anyway, and asks each other peer
+//! before it answers the first message of that one. Who hears that it once had more becomes a new
+//! peer, in no pool: the administrator probes it again. What follows from the answers is decided in
+//! [`super::cleared`].
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -19,8 +20,10 @@ use openraft::entry::RaftEntry;
 use serde::{Deserialize, Serialize};
 
 use super::Inner;
-use super::disk::{Disk, Key, Put, Stored, Then, to_json};
+use super::cleared::Told;
+use super::disk::{Disk, Key, Put, Stored, Then, from_json, to_json};
 use super::error::RegistryError;
+use super::network::address;
 use super::node::Node;
 use super::state::State;
 use super::transport::detached_at;
@@ -30,6 +33,8 @@ use super::types::{LogId, StoredMembership, Vote};
 const ASK_MS: u64 = 500;
 /// Between two rounds of questions, in milliseconds.
 const AGAIN_MS: u64 = 100;
+/// Between two tries to become a new peer, in milliseconds.
+const RENEW_AGAIN_MS: u64 = 1000;
 /// Peers remembered; a pool has fewer.
 const SEEN_MAX: usize = 256;
 
@@ -62,7 +67,8 @@ impl Position {
         Position::new(last.max(stored.purged).max(snapshot), stored.vote)
     }
 
-    fn is_behind(self, other: Position) -> bool {
+    /// Whether the other is further in either.
+    pub fn is_behind(self, other: Position) -> bool {
         self.log() < other.log() || self.vote_term < other.vote_term
     }
 
@@ -124,112 +130,56 @@ impl Seen {
     }
 }
 
-/// Whether this peer may speak to other Rafts and answer them.
-#[derive(Clone, Debug)]
-pub struct Cleared(Arc<AtomicBool>);
-
-impl Cleared {
-    /// From the beginning, or once it has asked.
-    pub fn new(cleared: bool) -> Self {
-        Cleared(Arc::new(AtomicBool::new(cleared)))
-    }
-
-    /// Whether it may.
-    pub fn is(&self) -> bool {
-        self.0.load(Ordering::Acquire)
-    }
-
-    fn set(&self) {
-        self.0.store(true, Ordering::Release);
-    }
-}
-
-/// What a peer has to ask the others about, at its start.
-pub struct Past {
-    position: Position,
-    membership: StoredMembership,
-}
-
-impl Past {
-    /// Of what the disk holds. `None`: it has promised nothing to anybody else.
-    pub fn of(me: u64, stored: &Stored) -> Option<Past> {
-        let in_log = stored.entries.values().rev().find_map(|entry| {
-            let membership = entry.get_membership()?;
-            Some(StoredMembership::new(Some(entry.log_id()), membership))
-        });
-        let in_snapshot = || Some(stored.snapshot.as_ref()?.0.last_membership.clone());
-        let membership = in_log.or_else(in_snapshot)?;
-        let others = membership.nodes().any(|(id, _)| *id != me);
-        others.then(|| Past {
-            position: Position::stored(stored),
-            membership,
-        })
-    }
-
-    /// Whether, with this peer, so many have answered that they could decide something.
-    fn is_enough(&self, me: u64, answered: &[u64]) -> bool {
-        let configs = self.membership.membership().get_joint_config();
-        configs.iter().all(|voters| {
-            let there = voters
-                .iter()
-                .filter(|id| **id == me || answered.contains(id));
-            there.count() > voters.len() / 2
-        })
-    }
-}
-
 impl Inner {
-    /// Asks the others what this peer has promised, in the background, until it is cleared.
-    pub(super) fn look_into_past_later(self: &Arc<Self>, past: Past) {
-        let Some(node) = self.node() else { return };
-        let inner = Arc::clone(self);
-        tokio::spawn(async move {
-            if let Err(error) = inner.look_into_past(&node, &past).await {
-                tracing::error!("this peer could not become a new one: {error}");
-            }
-        });
-    }
-
-    async fn look_into_past(
-        self: &Arc<Self>,
-        node: &Arc<Node>,
-        past: &Past,
-    ) -> Result<(), RegistryError> {
-        let me = node.pool.peer;
-        loop {
-            let still = self.node().is_some_and(|now| Arc::ptr_eq(&now, node));
-            if !still || *self.stopping.borrow() {
-                return Ok(());
-            }
-            let others = past.membership.nodes().filter(|(id, _)| **id != me);
-            let asks = others.map(|(id, known)| self.ask_to_recall(node, *id, &known.addr));
-            let told: Vec<(u64, Position)> = futures::future::join_all(asks)
-                .await
-                .into_iter()
-                .flatten()
-                .collect();
-            if let Some((_, had)) = told.iter().find(|(_, had)| past.position.is_behind(*had)) {
-                return self.become_new(node, past.position, *had).await;
-            }
-            let answered: Vec<u64> = told.iter().map(|(id, _)| *id).collect();
-            if past.is_enough(me, &answered) {
-                node.cleared.set();
-                return Ok(());
-            }
-            tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
+    /// Asks the others what this peer has promised, in the background, until it is cleared or a new
+    /// peer.
+    pub(super) fn look_into_past_later(self: &Arc<Self>, node: &Arc<Node>) {
+        if node.cleared.begin_look() {
+            let (inner, node) = (Arc::clone(self), Arc::clone(node));
+            tokio::spawn(async move { inner.look_into_past(&node).await });
         }
     }
 
-    /// What another peer remembers of this one; `None` when it does not answer, or is of no use.
-    async fn ask_to_recall(
-        self: &Arc<Self>,
-        node: &Node,
-        id: u64,
-        address: &str,
-    ) -> Option<(u64, Position)> {
-        let channel = match self.peer(id) {
-            Some(peer) => self.connections.channel(&peer).ok()?,
-            None => self.connections.to_address(address).ok()?,
+    async fn look_into_past(self: &Arc<Self>, node: &Arc<Node>) {
+        loop {
+            let still = self.node().is_some_and(|now| Arc::ptr_eq(&now, node));
+            if !still || *self.stopping.borrow() {
+                return;
+            }
+            if let Some((has, had)) = node.cleared.behind() {
+                let Err(error) = self.become_new(node, has, had).await else {
+                    return;
+                };
+                if node.cleared.fail(error.to_string()) {
+                    tracing::error!("this peer could not become a new one yet: {error}");
+                }
+                tokio::time::sleep(Duration::from_millis(RENEW_AGAIN_MS)).await;
+                continue;
+            }
+            let others = node.cleared.others();
+            let asks = others.iter().map(|(id, known)| async move {
+                let known = match self.peer(*id) {
+                    Some(peer) => address(&peer),
+                    None => known.clone(),
+                };
+                self.ask_to_recall(node, &known).await
+            });
+            futures::future::join_all(asks).await;
+            node.cleared.end_round();
+            if node.cleared.end_look() {
+                return;
+            }
+            if node.cleared.behind().is_none() {
+                tokio::time::sleep(Duration::from_millis(AGAIN_MS)).await;
+            }
+        }
+    }
+
+    /// Asks another peer what it remembers of this one; nothing when it does not answer, or is of
+    /// another pool or generation.
+    pub(super) async fn ask_to_recall(self: &Arc<Self>, node: &Arc<Node>, address: &str) {
+        let Ok(channel) = self.connections.to_address(address) else {
+            return;
         };
         let request = RecallRequest {
             peer: node.pool.peer,
@@ -238,22 +188,19 @@ impl Inner {
         };
         let limit = Duration::from_millis(ASK_MS);
         let answer = tokio::time::timeout(limit, PoolClient::new(channel).recall(request)).await;
-        match answer.ok()? {
-            Ok(reply) => {
-                let reply = reply.into_inner();
-                let position = Position {
-                    log_term: reply.log_term,
-                    last_log: reply.last_log,
-                    vote_term: reply.vote_term,
-                };
-                reply.member.then_some((id, position))
+        match answer {
+            Ok(Ok(reply)) => {
+                if let Some(told) = told(reply.get_ref()) {
+                    node.cleared.hear(told, &node.metrics().membership_config);
+                    self.look_into_past_later(node);
+                }
             }
-            Err(status) => {
+            Ok(Err(status)) => {
                 if let Some(at) = detached_at(status.metadata()) {
                     self.hear_of_detachment(&node.pool, at);
                 }
-                None
             }
+            Err(_late) => {}
         }
     }
 
@@ -268,6 +215,8 @@ impl Inner {
             return Ok(());
         }
         let host = self.local().host;
+        self.renew_identity()?;
+        self.begin_life(None, State::default()).await?;
         tracing::error!(
             has = ?has,
             had = ?had,
@@ -275,8 +224,7 @@ impl Inner {
              peer that it was, and is a new one, in no pool. Run 'mortar peer probe {host}' on \
              another peer: it takes this one back, with its bricks"
         );
-        self.renew_identity()?;
-        self.begin_life(None, State::default()).await
+        Ok(())
     }
 
     /// Answers another peer that asks what is remembered of it.
@@ -292,13 +240,34 @@ impl Inner {
             return Err(at);
         }
         let seen = node.seen.of(request.peer);
+        // Without it the answer is counted by what the other knows itself.
+        let membership = to_json(&node.metrics().committed_membership_config);
         Ok(RecallReply {
             member: true,
             log_term: seen.log_term,
             last_log: seen.last_log,
             vote_term: seen.vote_term,
+            peer: node.pool.peer,
+            membership: membership.unwrap_or_default(),
         })
     }
+}
+
+/// What an answer says; `None` = it is of no use.
+fn told(reply: &RecallReply) -> Option<Told> {
+    let membership = match reply.membership.as_slice() {
+        [] => StoredMembership::default(),
+        bytes => from_json(bytes).ok()?,
+    };
+    reply.member.then_some(Told {
+        peer: reply.peer,
+        position: Position {
+            log_term: reply.log_term,
+            last_log: reply.last_log,
+            vote_term: reply.vote_term,
+        },
+        membership,
+    })
 }
 
 #[cfg(test)]

@@ -22,6 +22,7 @@ use tonic::{Request, Response, Status};
 use super::Registry;
 use super::error::RegistryError;
 use super::network::Rpc;
+use super::node::Node;
 use super::propose::{Attempt, CHANGE_ID, GENERATION_ID, NOT_TAKEN, PROPOSE_MS};
 use super::transport::{DETACHED, MESSAGE_BYTES_MAX, NOT_CLEARED};
 use super::types::Change;
@@ -53,6 +54,17 @@ pub struct RaftService {
 }
 
 impl RaftService {
+    /// Asks who sends a message what it remembers of this peer. On the registry's own threads, so
+    /// that it goes on when the sender does not wait for it.
+    async fn ask_sender(&self, node: &Arc<Node>, address: String) -> Result<(), Status> {
+        let node = Arc::clone(node);
+        let asked = self.registry.run(move |inner| async move {
+            inner.ask_to_recall(&node, &address).await;
+            Ok(())
+        });
+        asked.await.map_err(status)
+    }
+
     async fn answer(
         &self,
         rpc: Rpc,
@@ -74,7 +86,10 @@ impl RaftService {
         if let Some(at) = detached {
             return Err(detached_status(at));
         }
-        if !node.cleared.is() {
+        if !node.cleared.has_asked(message.from) {
+            self.ask_sender(&node, message.address).await?;
+        }
+        if !(node.cleared.is() && node.cleared.has_asked(message.from)) {
             return Err(Status::unavailable(NOT_CLEARED));
         }
         let body = node.answer(rpc, &message.body).await;
@@ -83,6 +98,7 @@ impl RaftService {
             body,
             from: message.to,
             to: message.from,
+            address: String::new(),
             pool: pool.pool,
             generation_id: pool.generation_id,
         }))

@@ -9,6 +9,15 @@ use super::{Inner, Registry};
 /// The state of a peer that has not heard yet what it had promised before it started.
 const WAITS: &str = "waits to hear from a majority of the voters before it takes part";
 
+/// The state of a peer that has forgotten what it had promised. `why` it is no new one yet.
+fn put_back(why: &str) -> String {
+    let state = "was put back to an older state and takes no part until it is a new peer";
+    match why {
+        "" => state.to_owned(),
+        why => format!("{state}, which fails: {why}"),
+    }
+}
+
 impl Registry {
     /// Leader, term, applied index, voters, and who is lagging. Asks every member, each for at
     /// most half a second; works without a quorum.
@@ -77,6 +86,7 @@ impl Inner {
             last_log: metrics.last_log_index.unwrap_or(0),
             members: membership.nodes().map(member).collect(),
             state: match (&metrics.running_state, metrics.state) {
+                (Ok(()), _) if node.cleared.behind().is_some() => put_back(&node.cleared.failure()),
                 (Ok(()), _) if !node.cleared.is() => WAITS.to_owned(),
                 (Err(error), _) => format!("failed: {error}"),
                 (Ok(()), ServerState::Learner) => "learner".to_owned(),

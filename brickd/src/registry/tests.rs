@@ -16,11 +16,11 @@ use mortar_proto::registry::{Command, FoundPool, Outcome, Peer, PutPeer, command
 use openraft::BasicNode;
 use tempfile::TempDir;
 
+use super::cleared::Cleared;
 use super::disk::{Disk, Stored};
 use super::machine::Applied;
 use super::network::{Rpc, Target, Transport, TransportError};
 use super::node::{Node, Timing};
-use super::recall::Cleared;
 use super::types::{Change, PoolMeta};
 
 /// Longest wait for what a test expects.
@@ -179,7 +179,7 @@ impl Cluster {
             stored,
             applied,
             wire,
-            Cleared::new(true),
+            Cleared::at_once(),
         )
         .await
         .unwrap();

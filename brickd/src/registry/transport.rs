@@ -10,9 +10,9 @@ use mortar_proto::control::raft_client::RaftClient;
 use tonic::metadata::MetadataMap;
 
 use super::Inner;
+use super::cleared::Cleared;
 use super::connect::Connections;
-use super::network::{Rpc, Target, Transport, TransportError};
-use super::recall::Cleared;
+use super::network::{Rpc, Target, Transport, TransportError, address};
 use super::types::PoolMeta;
 
 /// Largest message between registries: a snapshot of a full registry stays below it.
@@ -49,7 +49,10 @@ impl Transport for GrpcTransport {
         body: Vec<u8>,
         timeout: Duration,
     ) -> BoxFuture<'static, Result<Vec<u8>, TransportError>> {
+        let registry = Weak::clone(&self.registry);
+        let own = registry.upgrade().map(|inner| address(&inner.local()));
         let message = RaftMessage {
+            address: own.unwrap_or_default(),
             body,
             from: self.pool.peer,
             to: to.id,
@@ -57,7 +60,6 @@ impl Transport for GrpcTransport {
             generation_id: self.pool.generation_id,
         };
         let channel = self.connections.to_address(&to.address);
-        let registry = Weak::clone(&self.registry);
         let (pool, cleared) = (self.pool.clone(), self.cleared.clone());
         async move {
             if !cleared.is() {

@@ -329,7 +329,7 @@ async fn a_message_of_another_pool_is_refused() {
         to: host.id(),
         pool: 1,
         generation_id: 1,
-        body: vec![],
+        ..RaftMessage::default()
     };
     let status = client.vote(message.clone()).await.unwrap_err();
     assert_eq!(status.message(), "this peer is in no pool");

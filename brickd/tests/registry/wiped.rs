@@ -4,6 +4,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use brickd::registry::{Invited, Timing};
+use mortar_common::PeerId;
 use tempfile::TempDir;
 
 use super::{Host, agree, create, end, option, pool, slow, wait};
@@ -231,5 +232,115 @@ async fn a_restarted_peer_is_who_it_was() {
     before.sort_unstable();
     assert_eq!(now, before);
     change(&hosts[0], "all of them").await;
+    end(hosts).await;
+}
+
+/// Saved before it knew of anybody whom it could ask: the first message of another peer tells.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_restored_from_when_it_was_alone_is_found_out() {
+    let alone = Host::new(slow()).await;
+    let old = alone.id();
+    let outcome = alone.registry.propose(create("v01", &[old])).await.unwrap();
+    assert_eq!(outcome.refusal, "");
+    let dead = alone.kill().await;
+    let saved = save(&dead);
+    let first = Host::revive(dead).await;
+    // Nobody is waited for.
+    wait("it to lead itself", || async {
+        first.registry.barrier().await.ok()
+    })
+    .await;
+    let mut hosts = vec![first];
+    for _ in 0..2 {
+        let host = Host::new(slow()).await;
+        hosts[0].probe(&host).await.unwrap();
+        hosts.push(host);
+    }
+    three_voters(&hosts).await;
+    change(&hosts[0], "acknowledged").await;
+    agree(&hosts).await;
+    assert_eq!(hosts[0].id(), old);
+
+    // It has led all the time: the others have seen nothing that it answered for.
+    let dead = hosts.remove(0).kill().await;
+    restore(&saved, &dead);
+    let restored = Host::revive(dead).await;
+    wait("it to be a new peer", || async {
+        (restored.id() != old && restored.registry.view().peers.is_empty()).then_some(())
+    })
+    .await;
+    change(&hosts[0], "without it").await;
+    let probed = hosts[0].probe(&restored).await.unwrap();
+    assert!(matches!(probed, Invited::Returned(_)), "{probed}");
+    hosts.push(restored);
+    three_voters(&hosts).await;
+    agree(&hosts).await;
+    assert_eq!(homes(&hosts[0], "v01"), [hosts[2].id()]);
+    end(hosts).await;
+}
+
+/// What cannot be written now may be written later.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_that_cannot_be_a_new_one_tries_again() {
+    let (mut hosts, ids) = three().await;
+    let saved = changed_after_a_backup(&mut hosts).await;
+    let dead = hosts.pop().unwrap().kill().await;
+    restore(&saved, &dead);
+    // A folder in the place of the file that is to be written.
+    let in_its_way = dead.0.path().join("identity.new");
+    std::fs::create_dir(&in_its_way).unwrap();
+    let restored = Host::revive(dead).await;
+    let state = wait("it to fail", || async {
+        let state = restored.registry.status().await.unwrap().state;
+        state.contains("which fails").then_some(state)
+    })
+    .await;
+    assert!(state.contains("put back to an older state"), "{state}");
+    assert_eq!(restored.id(), ids[2]);
+    std::fs::remove_dir(&in_its_way).unwrap();
+    takes_its_place_again(&mut hosts, restored, ids[2]).await;
+    end(hosts).await;
+}
+
+/// While it was away, all whom it knew have left, and others have come.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_finds_its_pool_when_all_that_it_knew_have_left() {
+    let mut hosts = pool(3, slow()).await;
+    three_voters(&hosts).await;
+    agree(&hosts).await;
+    let away = hosts.pop().unwrap();
+    let id = away.id();
+    let away = away.kill().await;
+    // So many that those who are there are a quorum after each change, though one is away.
+    for _ in 0..3 {
+        let host = Host::new(slow()).await;
+        wait("it to join", || async { hosts[0].probe(&host).await.ok() }).await;
+        hosts.push(host);
+    }
+    wait("five voters", || async {
+        (hosts[0].voters().await == 5).then_some(())
+    })
+    .await;
+    for _ in 0..2 {
+        let leaves = hosts.remove(0);
+        wait("it to be detached", || async {
+            let removed = hosts[1].registry.remove(PeerId(leaves.id()), true).await;
+            let there = hosts[1].registry.view();
+            (removed.is_ok() || !there.peers.contains_key(&leaves.id())).then_some(())
+        })
+        .await;
+        leaves.kill().await;
+    }
+    let back = Host::revive(away).await;
+    hosts.push(back);
+    agree(&hosts).await;
+    assert_eq!(hosts[3].id(), id, "it is who it was");
+    assert_eq!(hosts[0].registry.view().peers.len(), 4);
+    three_voters(&hosts).await;
+    let outcome = wait("a change made on it", || async {
+        let create = create("v01", &[id]);
+        hosts[3].registry.propose(create).await.ok()
+    });
+    assert_eq!(outcome.await.refusal, "");
     end(hosts).await;
 }

@@ -40,7 +40,7 @@ use rustix::io::Errno;
 use std::os::fd::AsFd;
 
 use hot::{HotTable, lock};
-use inner::{Inner, Wake, disk_clock_ms};
+use inner::{Inner, LastNames, Wake, disk_clock_ms};
 use records::Records;
 use state::StateFile;
 pub use store::{BrickError, HealSource, Store, StoredState};
@@ -236,6 +236,7 @@ fn inner_of(opened: prepare::Opened, reserve: Reserve) -> Result<Inner, Errno> {
         number_ceiling: AtomicU64::new(0),
         last_applied: AtomicU64::new(0),
         state: Mutex::new(StateFile::new(file)),
+        last_names: LastNames::default(),
         walks: Mutex::new(0),
         failed: OnceLock::new(),
         stop: AtomicBool::new(false),

@@ -20,8 +20,11 @@ use super::xattr::{self, Of};
 const KERNEL_HANDLE_BYTES_MAX: usize = 128;
 /// Bytes read from a directory at a time.
 pub(super) const DIR_BUFFER_BYTES: usize = 32 * 1024;
-/// How often an object is read again because it changed its place in memory meanwhile.
-const LOADS_MAX: usize = 16;
+/// How often an object is read again because others came or went in memory meanwhile …
+const LOADS_MAX: usize = 1_000;
+/// … so often at once, and then with this between: whoever comes and goes gets a little slower too.
+const LOADS_AT_ONCE: usize = 16;
+const LOAD_PAUSE: Duration = Duration::from_millis(1);
 /// The disk's own ctime may be this much later than the write-back that made it.
 const WRITE_BACK_SLACK_MS: u64 = 20;
 
@@ -123,7 +126,10 @@ struct Cold {
 impl Inner {
     /// The object, read from the disk if it is not in memory. ENOENT when there is none.
     pub fn hot(&self, gfid: Gfid) -> Result<Arc<Hot>, Errno> {
-        for _ in 0..LOADS_MAX {
+        for load in 0..LOADS_MAX {
+            if load >= LOADS_AT_ONCE {
+                std::thread::sleep(LOAD_PAUSE);
+            }
             let departures = match self.hot.find(gfid) {
                 Ok(hot) => return Ok(hot),
                 Err(departures) => departures,
@@ -138,7 +144,8 @@ impl Inner {
                 return Ok(hot);
             }
         }
-        Err(Errno::IO)
+        // Not EIO, which would put the disk out.
+        Err(Errno::AGAIN)
     }
 
     /// A directory and its descriptor. ENOTDIR when it is something else.

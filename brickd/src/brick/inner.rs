@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::{Duration, Instant};
 
 use mortar_common::{FsError, Gfid};
@@ -26,6 +26,8 @@ use super::xattr;
 const WRITE_BACK_IDLE_MS: u64 = 1_000;
 /// How often the housekeeper looks.
 const HOUSEKEEPING_INTERVAL: Duration = Duration::from_millis(250);
+/// Objects share this many locks of [`LastNames`].
+const LAST_NAMES: usize = 32;
 /// A listing that nobody went on with for this long, or twice that, is dropped from memory.
 const LISTING_IDLE_MS: u64 = 10_000;
 
@@ -54,6 +56,7 @@ pub(super) struct Inner {
     pub number_ceiling: AtomicU64,
     /// Highest change number applied in this life.
     pub last_applied: AtomicU64,
+    pub last_names: LastNames,
     /// How often the directories were walked to renew handles.
     pub walks: Mutex<u64>,
     pub failed: OnceLock<Failure>,
@@ -72,6 +75,19 @@ pub enum Failure {
     /// Another folder or none is at its place.
     #[error("another folder or none is at its place")]
     NotInPlace,
+}
+
+/// Held by whoever gives a file a name or takes one from it, while it looks whether that is the last
+/// one, marks it and does it. Changes of one object hold its key, but a heal takes names from what
+/// is in their way, which is in nobody's keys. Nothing else is locked in it.
+#[derive(Default)]
+pub(super) struct LastNames([Mutex<()>; LAST_NAMES]);
+
+impl LastNames {
+    /// Of this object, and of some others.
+    pub fn of(&self, gfid: Gfid) -> MutexGuard<'_, ()> {
+        lock(&self.0[gfid.lo as usize % LAST_NAMES])
+    }
 }
 
 /// What the background threads are woken for.

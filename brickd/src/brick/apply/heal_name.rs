@@ -29,6 +29,7 @@ impl Inner {
             Holder::Stray => self.move_stray(parent, dir.as_fd(), &name)?,
             // Perhaps a crash kept the marker from being taken away.
             Holder::Object(there) if Some(there) == step.gfid => {
+                let _names = self.last_names.of(there);
                 return self.unmark_orphan(&HandleName::of(there));
             }
             Holder::Object(there) => {
@@ -46,6 +47,7 @@ impl Inner {
         } else {
             let handle = HandleName::of(gfid);
             let flags = AtFlags::empty();
+            let _names = self.last_names.of(gfid);
             rustix::fs::linkat(&self.handle, handle.c_str(), &dir, name.c_str(), flags)?;
             self.unmark_orphan(&handle)?;
         }
@@ -72,6 +74,7 @@ impl Inner {
             let flags = RenameFlags::NOREPLACE;
             return rustix::fs::renameat_with(dir, name.c_str(), &self.orphan, place, flags);
         }
+        let _names = self.last_names.of(gfid);
         if self.stat_handle(&handle)?.st_nlink <= 2 {
             self.mark_orphan(&handle)?;
         }

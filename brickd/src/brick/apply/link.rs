@@ -21,6 +21,7 @@ impl Inner {
             return Err(Errno::PERM);
         }
         let handle = HandleName::of(gfid);
+        let names = self.last_names.of(gfid);
         self.make_name(parent, dir.as_fd(), &name, gfid, || {
             let flags = AtFlags::empty();
             rustix::fs::linkat(&self.handle, handle.c_str(), &dir, name.c_str(), flags)
@@ -28,6 +29,7 @@ impl Inner {
         if step.orphan {
             self.unmark_orphan(&handle)?;
         }
+        drop(names);
         self.listings.added(parent, name.bytes(), hot.file_type);
         self.touch(&hot, Touch::Attributes, stamp.time, stamp.number);
         self.touch(&parent_hot, Touch::Content, stamp.time, stamp.number);

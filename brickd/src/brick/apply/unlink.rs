@@ -68,12 +68,16 @@ impl Inner {
         remove: impl FnOnce() -> Result<(), Errno>,
     ) -> Result<(), Errno> {
         let handle = HandleName::of(gfid);
-        // The name and the handle: it is the last name.
-        let is_last = self.stat_handle(&handle)?.st_nlink <= 2;
-        if is_last && last == LastName::KeepAsOrphan {
-            self.mark_orphan(&handle)?;
-        }
-        remove()?;
+        let is_last = {
+            let _names = self.last_names.of(gfid);
+            // The name and the handle: it is the last name.
+            let is_last = self.stat_handle(&handle)?.st_nlink <= 2;
+            if is_last && last == LastName::KeepAsOrphan {
+                self.mark_orphan(&handle)?;
+            }
+            remove()?;
+            is_last
+        };
         if is_last && last == LastName::Free {
             return self.free(gfid);
         }
@@ -160,9 +164,12 @@ impl Inner {
             Err(error) => return Err(error),
         }
         match self.stat_handle(&handle) {
-            Ok(stat) if stat.st_nlink == 1 && self.hot(gfid).is_ok_and(|hot| !hot.is_dir()) => {
-                self.free(gfid)?;
-            }
+            Ok(stat) if stat.st_nlink == 1 => match self.hot(gfid) {
+                Ok(hot) if hot.is_dir() => {}
+                // Also what has lost its gfid: it has neither name nor use.
+                Ok(_) | Err(Errno::NOENT) => self.free(gfid)?,
+                Err(error) => return Err(error),
+            },
             Ok(_) | Err(Errno::NOENT) => {}
             Err(error) => return Err(error),
         }

@@ -245,3 +245,46 @@ fn an_object_of_another_type_is_replaced_only_when_told() {
     heal_object(&from, &to, gfid);
     assert_eq!(tree(&to), tree(&from));
 }
+
+/// The names that a heal takes away are in its keys, what they hold is not: two names of one file go
+/// at once, by two heals or by a heal and a removal, and the last of them leaves the mark.
+#[test]
+fn a_file_whose_names_go_at_once_is_marked_by_the_last() {
+    for removes in [false, true] {
+        let fix = Fixture::new();
+        let dirs = [fix.dir(Gfid::ROOT, "one"), fix.dir(Gfid::ROOT, "two")];
+        for _ in 0..400 {
+            let file = fix.file(dirs[0], "f");
+            fix.apply(Step::Link(mortar_proto::data::LinkStep {
+                gfid: Some(file),
+                parent: Some(dirs[1]),
+                name: "f".into(),
+                ..Default::default()
+            }));
+            let heals = |parent| {
+                Step::HealName(HealNameStep {
+                    parent: Some(parent),
+                    name: "f".into(),
+                    ..Default::default()
+                })
+            };
+            let other = match removes {
+                true => unlink(dirs[1], "f", file, true),
+                false => heals(dirs[1]),
+            };
+            let steps = [heals(dirs[0]), other].map(|step| fix.change(step));
+            let gate = std::sync::Barrier::new(2);
+            std::thread::scope(|scope| {
+                for step in &steps {
+                    scope.spawn(|| {
+                        gate.wait();
+                        fix.brick().apply(step, &[]).unwrap();
+                    });
+                }
+            });
+            assert_eq!(fix.brick().orphans().unwrap(), [file], "removes: {removes}");
+            fix.apply(Step::Free(FreeStep { gfid: Some(file) }));
+            assert!(!fix.handles().contains(&file));
+        }
+    }
+}

@@ -56,12 +56,14 @@ enum Step {
 }
 
 /// What has to be done next so that the membership is what the pool wants. `ready` are the
-/// learners that have caught up.
+/// learners that have caught up; of the voters, those that are `silent` are the first to go: a dead
+/// one that stays in the place of a living one may leave no quorum.
 fn next_step(
     local: u64,
     members: &BTreeSet<u64>,
     now: &Membership,
     ready: &BTreeSet<u64>,
+    silent: &BTreeSet<u64>,
 ) -> Option<Step> {
     if now.joint {
         return Some(Step::Flatten);
@@ -92,7 +94,10 @@ fn next_step(
         }
     }
     while voters.len() > wanted {
-        let last = voters.iter().rev().find(|id| **id != local).copied()?;
+        let others = voters.iter().filter(|id| **id != local);
+        let last = others
+            .max_by_key(|id| (silent.contains(id), **id))
+            .copied()?;
         voters.remove(&last);
     }
     if voters != now.voters {
@@ -130,6 +135,7 @@ pub async fn run(inner: Weak<Inner>) {
                 &members,
                 &membership(&metrics),
                 &ready(&metrics),
+                &silent(&metrics),
             )
         };
         if let Some(step) = step {
@@ -191,6 +197,19 @@ fn ready(metrics: &Metrics) -> BTreeSet<u64> {
     };
     let learners = metrics.membership_config.membership().learner_ids();
     learners.filter(|id| has_log(id) && speaks(id)).collect()
+}
+
+/// The others that were not heard of for some time.
+fn silent(metrics: &Metrics) -> BTreeSet<u64> {
+    let Some(heartbeat) = &metrics.heartbeat else {
+        return BTreeSet::new();
+    };
+    let is_silent = |id: &u64| {
+        let heard = heartbeat.get(id).cloned().flatten();
+        heard.is_none_or(|heard| heard.elapsed() >= Duration::from_millis(SILENCE_MS))
+    };
+    let voters = metrics.membership_config.membership().voter_ids();
+    voters.filter(is_silent).collect()
 }
 
 async fn take_step(inner: &Arc<Inner>, node: &Node, step: Step) {
@@ -289,7 +308,7 @@ mod tests {
             nodes: set(nodes),
             joint: false,
         };
-        next_step(1, &set(members), &now, &set(ready))
+        next_step(1, &set(members), &now, &set(ready), &set(&[]))
     }
 
     #[test]
@@ -323,6 +342,22 @@ mod tests {
         );
     }
 
+    /// One of four was dead, and another was detached: of the three left the dead one and another
+    /// stayed voters, which are no quorum.
+    #[test]
+    fn a_voter_that_is_silent_goes_before_one_that_speaks() {
+        let four = set(&[1, 2, 3, 4]);
+        let now = Membership {
+            voters: four.clone(),
+            nodes: four.clone(),
+            joint: false,
+        };
+        let step = |silent: &[u64]| next_step(1, &four, &now, &set(&[]), &set(silent));
+        assert_eq!(step(&[2]), Some(Step::SetVoters(set(&[1, 3, 4]))));
+        assert_eq!(step(&[1, 2]), Some(Step::SetVoters(set(&[1, 3, 4]))));
+        assert_eq!(step(&[2, 3]), Some(Step::SetVoters(set(&[1, 2, 4]))));
+    }
+
     #[test]
     fn after_a_removal_the_voters_are_odd_again() {
         let four = [1, 2, 3, 4];
@@ -344,7 +379,7 @@ mod tests {
             joint: true,
         };
         assert_eq!(
-            next_step(1, &set(&[1]), &now, &set(&[])),
+            next_step(1, &set(&[1]), &now, &set(&[]), &set(&[])),
             Some(Step::Flatten)
         );
         assert_eq!(

@@ -13,6 +13,7 @@ mod background;
 mod beacons;
 mod connections;
 pub mod core;
+mod epochs;
 pub mod follow;
 pub mod foresight;
 pub mod gate;
@@ -21,6 +22,7 @@ pub mod keys;
 pub mod lanes;
 pub mod memory;
 pub mod order;
+mod page_caches;
 pub mod partners;
 pub mod pending;
 pub mod plan;
@@ -42,7 +44,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use mortar_common::{BrickId, Gfid, Incarnation, Signal, VolumeId};
-use mortar_proto::data::{self, CopySynced, EpochRef, Goodbye, Hello, PageCache, link_message};
+use mortar_proto::data::{self, CopySynced, EpochRef, Goodbye, Hello, link_message};
 use mortar_proto::frame::FrameError;
 use mortar_proto::registry::{Epoch, Limits};
 use tracing::{info, warn};
@@ -247,23 +249,6 @@ impl Replica {
                 "{UNKNOWN_WORDS}, {id}:{rest}. If it is lost for good, 'mortar volume heal {volume} \
                  split-brain source-brick {me}' goes on with what this brick has"
             ),
-        }
-    }
-
-    /// The page cache that this copy writes through, and those of the copies in sync with it. That
-    /// of a host is another one after each boot; a disk that is taken away without one fails.
-    pub fn page_caches(&self) -> Vec<PageCache> {
-        let mut caches = vec![self.own_page_cache()];
-        let streams = self.streams.lock();
-        let joined = streams.values().filter(|stream| stream.joined);
-        caches.extend(joined.filter_map(|stream| stream.page_cache.clone()));
-        caches
-    }
-
-    fn own_page_cache(&self) -> PageCache {
-        PageCache {
-            brick: self.setting.me.0,
-            name: self.absent.writer().boot.clone().into(),
         }
     }
 
@@ -504,47 +489,6 @@ impl Replica {
         }
     }
 
-    /// Stores an epoch durably; one that is older than what is stored is let be.
-    fn store_epoch(self: &Arc<Self>, epoch: Epoch, history: Vec<EpochRef>, alone: bool) {
-        let reference = EpochRef {
-            number: epoch.number,
-            id: epoch.id,
-        };
-        let stored = {
-            let mut newest = self
-                .stored_epoch
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            if epoch.number < *newest {
-                return;
-            }
-            *newest = epoch.number;
-            let mut state = self.store.stored_state();
-            state.history = history;
-            state.alone = alone.then_some(reference);
-            state.epoch = Some(epoch);
-            state.last_number = state.last_number.max(self.lock_core().last_number());
-            self.store.store_state(&state)
-        };
-        match stored {
-            Ok(()) => self.event(|core, now| core.stored(reference, now)),
-            Err(error) => self.disk_failed(&error.to_string()),
-        }
-    }
-
-    /// Stores that everything up to a number is durable here.
-    fn store_synced(&self, up_to: u64) -> Result<(), crate::brick::BrickError> {
-        let _one_at_a_time = self
-            .stored_epoch
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner);
-        let mut state = self.store.stored_state();
-        state.synced = state.synced.max(up_to);
-        state.recorded = self.absent.recorded_syncs();
-        state.last_number = state.last_number.max(self.lock_core().last_number());
-        self.store.store_state(&state)
-    }
-
     /// Notices a brick that was taken away, without waiting for a change that fails.
     fn look_at_brick(self: &Arc<Self>) {
         if !matches!(self.role().0, Role::Stopped(_))
@@ -572,18 +516,6 @@ impl Replica {
                 self.ports.send(brick, link_message::What::Goodbye(goodbye));
             }
         }
-    }
-
-    /// Proposes an epoch. A copy that is closed meanwhile, because another one went on alone too,
-    /// does not have its own way of it made the registry's.
-    fn propose(self: &Arc<Self>, expect: EpochRef, next: &Epoch, lone: &[Epoch]) -> Proposed {
-        let replica = Arc::downgrade(self);
-        let id = next.id;
-        let wanted = move || {
-            let replica = replica.upgrade();
-            replica.is_some_and(|replica| replica.lock_core().proposes(expect, id))
-        };
-        self.ports.propose(expect, next, lone, Arc::new(wanted))
     }
 
     fn volume_bytes(&self) -> bytes::Bytes {

@@ -112,20 +112,7 @@ impl Fs {
             }
             Ok((answer, object))
         });
-        let (answer, object) = match answer {
-            Ok(answer) => answer,
-            Err(error) => {
-                if is_uncertain(error) {
-                    // Then it is released like any other.
-                    self.session.holdings().registered(gfid);
-                }
-                self.session.holdings().close(gfid);
-                if error == FsError::Stale {
-                    self.retries.refused(caller.pid);
-                }
-                return Err(error);
-            }
-        };
+        let (answer, object) = answer.map_err(|error| self.open_failed(caller, gfid, error))?;
         self.session.holdings().registered(gfid);
         let attrs = self
             .inodes
@@ -133,6 +120,18 @@ impl Fs {
             .ok_or(FsError::Io)?;
         let head = head_of(&answer, &attrs);
         Ok(self.opened(node, gfid, &attrs, flags, head))
+    }
+
+    fn open_failed(&self, caller: Caller, gfid: Gfid, error: FsError) -> FsError {
+        if is_uncertain(error) {
+            // Then it is released like any other.
+            self.session.holdings().registered(gfid);
+        }
+        self.session.holdings().close(gfid);
+        if error == FsError::Stale {
+            self.retries.refused(caller.pid);
+        }
+        error
     }
 
     /// The handle and the page rules of a file that was opened or made.

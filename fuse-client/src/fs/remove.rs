@@ -87,16 +87,11 @@ impl Fs {
         let moved = moved.or_else(|| result.objects.first().and_then(|object| object.gfid));
         self.names_moved((from_gfid, from.1), (to_gfid, to.1), how, moved, replaced);
         // What the kernel will take the names for may be other objects.
-        let mut doubtful = Vec::new();
         if how == RenameMode::RenameExchange && replaced.is_none() {
-            doubtful.push(from);
+            self.drop_name(from);
         }
         if was_guessed {
-            doubtful.push(to);
-        }
-        for (parent, name) in doubtful {
-            let name = name.into();
-            self.notes.push(Note::DropName { parent, name });
+            self.drop_name(to);
         }
         if let Some(replaced) = replaced {
             self.inodes.expire(self.inodes.node(replaced));
@@ -107,6 +102,11 @@ impl Fs {
             .iter()
             .for_each(|object| self.inodes.name_removed(object));
         Ok(())
+    }
+
+    fn drop_name(&self, (parent, name): (NodeId, &[u8])) {
+        let name = name.into();
+        self.notes.push(Note::DropName { parent, name });
     }
 
     fn names_moved(

@@ -375,7 +375,7 @@ impl Session {
                         }));
                     }
                     ReplyStatus::ReplyNotPrimary | ReplyStatus::ReplyNotReady => {
-                        tries.unanswered = true;
+                        tries.unanswered |= !reply.untouched;
                         self.greeted.store(true, Ordering::Release);
                         self.not_here(&brick, &reply, hunt);
                         waiting.note(hunt.problem());

@@ -78,6 +78,14 @@ impl Drop for Turn<'_> {
 struct Unanswered {
     status: ReplyStatus,
     reason: String,
+    done: DoneOfIt,
+}
+
+/// What of a request that is not answered was done in this attempt.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum DoneOfIt {
+    Nothing,
+    PerhapsSome,
 }
 
 impl Unanswered {
@@ -85,6 +93,15 @@ impl Unanswered {
         Unanswered {
             status,
             reason: reason.into(),
+            done: DoneOfIt::PerhapsSome,
+        }
+    }
+
+    /// The client may ask anybody again, whatever becomes of its session.
+    fn before_anything(self) -> Self {
+        Unanswered {
+            done: DoneOfIt::Nothing,
+            ..self
         }
     }
 }
@@ -147,6 +164,7 @@ impl Replica {
                     output.clear();
                     reply.set_status(unanswered.status);
                     reply.reason = unanswered.reason;
+                    reply.untouched = unanswered.done == DoneOfIt::Nothing;
                 }
             }
             frame::send(&mut connection, Kind::Reply, &reply, &[&output])?;
@@ -205,7 +223,8 @@ impl Replica {
             self.check_standing(request, session)?;
             return Ok(vec![data::Result::default()]);
         }
-        self.check_standing(request, session)?;
+        self.check_standing(request, session)
+            .map_err(Unanswered::before_anything)?;
         if let Some(result) = self
             .split_request(request)
             .map_err(|it| brick_failed(&it))?

@@ -162,6 +162,29 @@ fn a_change_that_was_perhaps_made_is_not_made_again_by_a_new_session() {
     assert_eq!(told, 4);
 }
 
+/// Every brick was started anew while the mount was idle. What is asked for meanwhile was begun by
+/// nobody, and waits.
+#[test]
+fn what_comes_while_all_bricks_start_is_done_when_they_serve() {
+    let mount = Mount::new();
+    let shared = &mount.fake.shared;
+    let path = mount.path("log");
+    let log = OpenOptions::new().append(true).create(true).open(&path);
+    let log = log.unwrap();
+    let (session, _) = shared.tree.lock().unwrap().opens[0];
+    shared.starts.store(true, Ordering::SeqCst);
+    shared.forgotten.lock().unwrap().push(session);
+    std::thread::scope(|scope| {
+        let waits = scope.spawn(|| (&log).write_all(b"once"));
+        std::thread::sleep(Duration::from_millis(300));
+        assert!(!waits.is_finished());
+        shared.starts.store(false, Ordering::SeqCst);
+        waits.join().unwrap().unwrap();
+    });
+    assert_eq!(fs::read(&path).unwrap(), b"once");
+    mount.assert_quiet();
+}
+
 /// Every host lost its power: what was written and not synced is gone, and no fsync may call it
 /// durable. Who opens the file afterwards knows what it finds.
 #[test]

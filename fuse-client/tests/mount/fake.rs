@@ -52,8 +52,10 @@ pub struct Shared {
     pub page_cache: Mutex<&'static str>,
     /// Sessions that have been put out.
     pub fenced: Mutex<Vec<u64>>,
+    /// The bricks are starting and serve nobody yet.
+    pub starts: AtomicBool,
     /// Sessions that no brick knows any more.
-    forgotten: Mutex<Vec<u64>>,
+    pub forgotten: Mutex<Vec<u64>>,
     view: watch::Sender<View>,
     runtime: tokio::runtime::Runtime,
 }
@@ -95,6 +97,7 @@ impl Fake {
             ends_session: Mutex::default(),
             page_cache: Mutex::default(),
             fenced: Mutex::default(),
+            starts: AtomicBool::new(false),
             forgotten: Mutex::default(),
             view,
             runtime,
@@ -350,6 +353,12 @@ impl Shared {
         };
         if brick != primary {
             reply.set_status(ReplyStatus::ReplyNotPrimary);
+            reply.untouched = true;
+            return (reply, Bytes::new());
+        }
+        if self.starts.load(Ordering::SeqCst) {
+            reply.set_status(ReplyStatus::ReplyNotReady);
+            reply.untouched = true;
             return (reply, Bytes::new());
         }
         if self.fenced.lock().unwrap().contains(&request.session) {

@@ -117,7 +117,9 @@ impl<'a> Nemesis<'a> {
                 label = label_of(group, &roles);
             }
             hit.extend(phase.iter().filter_map(|one| one.fault.client()));
-            self.phase(phase, &roles, group.single());
+            // A copy that is not healed yet can take nobody's place.
+            let single = group.single().filter(|_| self.is_whole());
+            self.phase(phase, &roles, single);
         }
         self.go_on(&label, &[]);
         if group.then == Then::Calm {
@@ -262,6 +264,13 @@ impl<'a> Nemesis<'a> {
         }
     }
 
+    /// Whether every copy is in sync.
+    fn is_whole(&self) -> bool {
+        roles::peers(self.cluster)
+            .next()
+            .is_some_and(|host| host.in_sync(VOLUME).is_ok())
+    }
+
     fn heal(&mut self, label: &str) {
         let start = Instant::now();
         loop {
@@ -289,10 +298,7 @@ impl<'a> Nemesis<'a> {
                     .push(format!("{} a heal runs", self.history.now()));
                 return;
             }
-            let over = roles::peers(self.cluster)
-                .next()
-                .is_some_and(|host| host.in_sync(VOLUME).is_ok());
-            if over || start.elapsed() > HEAL_SEEN_WITHIN {
+            if self.is_whole() || start.elapsed() > HEAL_SEEN_WITHIN {
                 self.report.heals_missed += 1;
                 return;
             }

@@ -158,6 +158,27 @@ fn a_primary_whose_own_disk_hangs_gives_its_place_away() {
     assert!(matches!(a.core.role(), Role::Stopped(_)));
 }
 
+/// A host that was paused for minutes, with a change on its way to the disk: its copy, which may be
+/// the only one in sync, closed itself for good.
+#[test]
+fn a_pause_is_no_hang_of_the_disk() {
+    let mut a = Bench::primary(1, Votes::Quorum);
+    let order = |a: &mut Bench| a.core.order(WaitFor::Everyone, a.now).unwrap().number;
+    let number = order(&mut a);
+    a.pass(500);
+    a.now += 120_000;
+    let commands = a.core.tick(a.now);
+    assert_eq!(a.core.role(), &Role::Primary, "{commands:?}");
+    a.pass(19_000);
+    assert_eq!(a.core.role(), &Role::Primary);
+    let answered = a.core.applied(number, a.now);
+    assert!(answered.contains(&Command::Answer(number)), "{answered:?}");
+    // A disk that does hang is still seen.
+    order(&mut a);
+    a.pass(21_000);
+    assert!(matches!(a.core.role(), Role::Stopped(_)));
+}
+
 #[test]
 fn a_primary_that_stood_still_reads_before_it_thinks_anybody_lost() {
     let mut a = Bench::primary(2, Votes::Two);

@@ -54,8 +54,33 @@ impl Core {
     fn forgive_silence_after_a_pause(&mut self, now_ms: u64) {
         if now_ms >= self.ticked_ms + PAUSE_MS {
             self.forgive_silence(now_ms);
+            self.wait_longer(now_ms - self.ticked_ms);
         }
         self.ticked_ms = now_ms;
+    }
+
+    /// What is under way here and elsewhere had no time meanwhile to come to its end: neither this
+    /// copy's disk hangs for that, nor another's.
+    fn wait_longer(&mut self, paused_ms: u64) {
+        for pending in self.pending.values_mut() {
+            pending.ordered_ms += paused_ms;
+            if let Some(since_ms) = &mut pending.apply_ms {
+                *since_ms += paused_ms;
+            }
+        }
+        for link in self.links.values_mut() {
+            if let Some(behind) = &mut link.behind {
+                behind.since_ms += paused_ms;
+            }
+        }
+        for copy in self.syncing.values_mut() {
+            copy.unanswered
+                .values_mut()
+                .for_each(|since_ms| *since_ms += paused_ms);
+        }
+        if let Some(switch) = &mut self.switch {
+            switch.since_ms += paused_ms;
+        }
     }
 
     /// The silence of others begins anew: what was not heard until now proves nothing.

@@ -19,6 +19,9 @@ pub const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 pub const HELLO_TIMEOUT: Duration = Duration::from_secs(1);
 /// While an answer is awaited, the caller is asked this often whether it still wants it.
 pub const TICK: Duration = Duration::from_millis(100);
+/// Over another host an answer is awaited for so long: the host may stand still, and its kernel
+/// goes on confirming what nobody reads. A request that is slow is sent again and found under way.
+const RELAY_TIMEOUT: Duration = Duration::from_secs(3);
 /// The kernel ends a connection whose bytes were not confirmed for this long.
 const USER_TIMEOUT: Duration = Duration::from_secs(5);
 /// An idle connection is probed after this long, then once a second, [`PROBES`] times.
@@ -78,6 +81,8 @@ pub type GiveUp<'a> = &'a dyn Fn() -> bool;
 pub struct Connection {
     reader: BufReader<TcpStream>,
     address: String,
+    /// Another host passes on what is said: its silence is not that of the brick.
+    is_relayed: bool,
     /// As the brick names its own, and those of the copies in sync with it.
     page_caches: Vec<PageCache>,
 }
@@ -114,6 +119,7 @@ impl Connection {
         let mut connection = Connection {
             reader,
             address,
+            is_relayed: to.brick != brick,
             page_caches: Vec::new(),
         };
         let hello = Hello {
@@ -138,9 +144,13 @@ impl Connection {
         payload: &[&[u8]],
         give_up: GiveUp<'_>,
     ) -> Result<(Reply, Bytes), Lost> {
+        let began = Instant::now();
+        let is_relayed = self.is_relayed;
+        let relay_is_silent = || is_relayed && began.elapsed() >= RELAY_TIMEOUT;
+        let give_up = || relay_is_silent() || give_up();
         let mut patient = Patient {
             reader: &mut self.reader,
-            give_up,
+            give_up: &give_up,
         };
         let outcome = frame::send(&mut patient, Kind::Request, request, payload)
             .and_then(|()| frame::receive(&mut patient))
@@ -155,6 +165,11 @@ impl Connection {
     /// What the brick and the copies in sync with it write through: the brick's comes first.
     pub fn page_caches(&self) -> &[PageCache] {
         &self.page_caches
+    }
+
+    /// Whether it goes through another host.
+    pub fn is_relayed(&self) -> bool {
+        self.is_relayed
     }
 
     /// Whether the other end still has it open and has said nothing: looked at without waiting.
@@ -305,5 +320,46 @@ impl Write for Patient<'_> {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    /// The kernel of a host that stands still goes on confirming: a request over it was awaited for
+    /// as long as it stood still.
+    #[test]
+    fn a_relay_that_says_nothing_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let host = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let hello: Hello = frame::receive(&mut stream).unwrap().decode().unwrap();
+            let answer = Hello {
+                wire_version: WIRE_VERSION,
+                from_brick: hello.to_brick,
+                ..Default::default()
+            };
+            frame::send(&mut stream, Kind::Hello, &answer, &[]).unwrap();
+            let mut rest = Vec::new();
+            stream.read_to_end(&mut rest).unwrap()
+        });
+        let relay = BrickAddress {
+            brick: BrickId(1),
+            host: "127.0.0.1".to_owned(),
+            port,
+        };
+        let mut connection =
+            Connection::open_through(&relay, BrickId(2), &[7; 16], 5, &|| false).unwrap();
+        assert!(connection.is_relayed() && connection.is_open());
+        let began = Instant::now();
+        let lost = connection.exchange(&Request::default(), &[], &|| false);
+        assert!(matches!(lost, Err(Lost::GivenUp { .. })), "{lost:?}");
+        assert!((RELAY_TIMEOUT..RELAY_TIMEOUT * 3).contains(&began.elapsed()));
+        drop(connection);
+        assert!(host.join().unwrap() > 0, "the request was sent");
     }
 }

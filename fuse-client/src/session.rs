@@ -424,7 +424,13 @@ impl Session {
                     self.keep_idle(idle);
                     return Ok(answer);
                 }
-                Err(lost @ Lost::GivenUp { .. }) => return Err(lost),
+                Err(lost @ Lost::GivenUp { .. }) => {
+                    if idle.connection.is_relayed() {
+                        // The others of its kind go the same way.
+                        self.drop_idle(brick);
+                    }
+                    return Err(lost);
+                }
                 Err(lost) if opens_session(request) => {
                     self.drop_idle(brick);
                     return Err(lost);

@@ -28,7 +28,7 @@ mod tests;
 
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock, Weak};
 use std::thread::JoinHandle;
 use std::time::Instant;
 
@@ -170,6 +170,12 @@ impl Brick {
         }
     }
 
+    /// One round of the thread that writes back what was left alone.
+    #[cfg(test)]
+    fn keep_house_once(&self) {
+        self.inner.write_back_idle(self.inner.now_ms());
+    }
+
     fn spawn(&mut self, name: &str, body: fn(&Inner)) -> Result<(), BrickError> {
         let inner = Arc::clone(&self.inner);
         let thread = std::thread::Builder::new()
@@ -237,6 +243,8 @@ fn inner_of(opened: prepare::Opened, reserve: Reserve) -> Result<Inner, Errno> {
         last_applied: AtomicU64::new(0),
         state: Mutex::new(StateFile::new(file)),
         last_names: LastNames::default(),
+        writing_back: RwLock::default(),
+        writing_back_all: Mutex::default(),
         walks: Mutex::new(0),
         failed: OnceLock::new(),
         stop: AtomicBool::new(false),

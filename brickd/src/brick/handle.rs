@@ -137,8 +137,10 @@ impl Inner {
             let cold = self.load(gfid)?;
             let hot = self.warm(gfid, cold);
             let mut to_write = Vec::new();
+            let writing_back = self.begin_write_back();
             let inserted = self.hot.insert(hot, departures, &mut to_write);
             self.write_back_evicted(&to_write);
+            drop(writing_back);
             self.hot.close_spare_descriptors();
             if let Inserted::Here(hot) = inserted {
                 return Ok(hot);

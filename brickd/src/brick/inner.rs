@@ -3,7 +3,7 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use mortar_common::{FsError, Gfid};
@@ -57,6 +57,13 @@ pub(super) struct Inner {
     /// Highest change number applied in this life.
     pub last_applied: AtomicU64,
     pub last_names: LastNames,
+    /// Held for reading by whoever has taken objects out of the table or off its list of dirty ones
+    /// and writes them back, so that a sync does not pass them by: what it confirms would be gone
+    /// with this process. Nothing is waited for in it but the disk.
+    pub writing_back: RwLock<()>,
+    /// Held by a sync while it writes back: another one would find nothing left to write and
+    /// confirm what the first has still in its hands. Comes before `writing_back`.
+    pub writing_back_all: Mutex<()>,
     /// How often the directories were walked to renew handles.
     pub walks: Mutex<u64>,
     pub failed: OnceLock<Failure>,
@@ -212,9 +219,17 @@ impl Inner {
         }
     }
 
+    /// Before objects are taken to be written back; let go when they are.
+    pub fn begin_write_back(&self) -> RwLockReadGuard<'_, ()> {
+        self.writing_back
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Puts an object that was just made in memory.
     pub fn insert_new(&self, hot: Hot) -> Arc<Hot> {
         let mut to_write = Vec::new();
+        let _writing_back = self.begin_write_back();
         let hot = self.hot.insert_new(hot, &mut to_write);
         self.write_back_evicted(&to_write);
         self.hot.close_spare_descriptors();
@@ -275,9 +290,15 @@ impl Inner {
         }
     }
 
-    /// Writes back everything that is ahead of the disk.
+    /// Writes back everything that is ahead of the disk, and waits for what others write back.
     pub fn write_back_all(&self) {
-        for hot in self.hot.take_dirty() {
+        let _one_at_a_time = lock(&self.writing_back_all);
+        let all = {
+            let others = self.writing_back.write();
+            let _none = others.unwrap_or_else(PoisonError::into_inner);
+            self.hot.take_dirty()
+        };
+        for hot in all {
             hot.state().listed = false;
             self.write_back_or_fail(&hot);
         }
@@ -367,20 +388,26 @@ impl Inner {
                 self.listings.drop_idle();
                 listings_from_ms = now_ms;
             }
-            for hot in self.hot.take_dirty() {
-                let mut state = hot.state();
-                state.listed = false;
-                if state.gone || state.dirty == Dirty::Clean {
-                    continue;
-                }
-                if now_ms.saturating_sub(state.touched_ms) < WRITE_BACK_IDLE_MS {
-                    self.hot.list_dirty(hot.gfid, &mut state);
-                    continue;
-                }
-                match self.write_back_state(&hot, &mut state) {
-                    Ok(()) | Err(Errno::NOENT) => {}
-                    Err(error) => self.fail("writing back times and counters", error),
-                }
+            self.write_back_idle(now_ms);
+        }
+    }
+
+    /// Writes back what was left alone for long enough.
+    pub fn write_back_idle(&self, now_ms: u64) {
+        let _writing_back = self.begin_write_back();
+        for hot in self.hot.take_dirty() {
+            let mut state = hot.state();
+            state.listed = false;
+            if state.gone || state.dirty == Dirty::Clean {
+                continue;
+            }
+            if now_ms.saturating_sub(state.touched_ms) < WRITE_BACK_IDLE_MS {
+                self.hot.list_dirty(hot.gfid, &mut state);
+                continue;
+            }
+            match self.write_back_state(&hot, &mut state) {
+                Ok(()) | Err(Errno::NOENT) => {}
+                Err(error) => self.fail("writing back times and counters", error),
             }
         }
     }

@@ -204,3 +204,46 @@ fn a_brick_copied_without_its_hard_links_is_made_whole() {
     fix.reopen();
     assert_eq!(*fix.brick().inner.walks.lock().unwrap(), 0);
 }
+
+/// The housekeeper takes the list of what is dirty and puts back what was changed lately. A sync in
+/// that moment found nothing to write, and confirmed what was in memory alone.
+#[test]
+fn a_sync_passes_by_nothing_that_others_have_in_their_hands() {
+    let fix = Fixture::new();
+    let file = fix.file(Gfid::ROOT, "f");
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for syncs in [false, true] {
+            let (fix, stop) = (&fix, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    match syncs {
+                        true => fix.brick().sync_all().unwrap(),
+                        false => fix.brick().keep_house_once(),
+                    }
+                }
+            });
+        }
+        // Also when the test fails: the scope waits for them.
+        let _end = Sets(&stop);
+        for _ in 0..300 {
+            fix.write(file, 0, b"changed");
+            let mtime = fix.object(file).mtime.unwrap();
+            fix.brick().sync_all().unwrap();
+            let disk = std::fs::metadata(fix.root().join("f")).unwrap();
+            let on_disk = (
+                std::os::unix::fs::MetadataExt::mtime(&disk),
+                std::os::unix::fs::MetadataExt::mtime_nsec(&disk),
+            );
+            assert_eq!(on_disk, (mtime.secs, i64::from(mtime.nanos)));
+        }
+    });
+}
+
+struct Sets<'a>(&'a std::sync::atomic::AtomicBool);
+
+impl Drop for Sets<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}

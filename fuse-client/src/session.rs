@@ -12,7 +12,7 @@ mod waiting;
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -189,7 +189,7 @@ impl Session {
                 let weak = Arc::downgrade(&session);
                 std::thread::Builder::new()
                     .name("opener".to_owned())
-                    .spawn(move || open_later(&weak))
+                    .spawn(move || begin::open_later(&weak))
                     .map_err(|error| format!("cannot start a thread: {error}"))?;
             }
             Err(problem) => return Err(problem),
@@ -500,27 +500,6 @@ impl Session {
     /// Whether the mount is ending.
     pub fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
-    }
-}
-
-/// Opens the session as soon as a brick serves.
-fn open_later(weak: &Weak<Session>) {
-    loop {
-        let Some(session) = weak.upgrade().filter(|session| !session.is_closing()) else {
-            return;
-        };
-        let waiting = Waiting::until(Instant::now() + OPEN_AGAIN);
-        match session.introduce(&waiting) {
-            Ok(life) => {
-                session.begin(life);
-                match session.has_opened() {
-                    Ok(()) => tracing::info!("a brick serves: whoever waited for it goes on"),
-                    Err(problem) => tracing::error!("{problem}"),
-                }
-                return;
-            }
-            Err(problem) => tracing::debug!("no brick may serve yet: {problem}"),
-        }
     }
 }
 

@@ -1,15 +1,15 @@
 //! How a session begins: at the mount, and after a fence in place of the one before, with what that
 //! had open.
 
-use std::sync::{Arc, PoisonError, TryLockError};
-use std::time::Duration;
+use std::sync::{Arc, PoisonError, TryLockError, Weak};
+use std::time::{Duration, Instant};
 
 use mortar_common::FsError;
 use mortar_proto::data::{Caller, Op, Request, Result as OpResult, SessionOpen, op};
 
 use super::life::Life;
 use super::route::Hunt;
-use super::{End, Judged, Mounted, Session, Tries, Waiting, address};
+use super::{End, Judged, Mounted, OPEN_AGAIN, Session, Tries, Waiting, address};
 
 /// Whoever waits for another thread to begin a session looks this often.
 const RENEWAL_TICK: Duration = Duration::from_millis(10);
@@ -164,5 +164,26 @@ fn session_open(mounted: &Mounted) -> Op {
     };
     Op {
         op: Some(op::Op::SessionOpen(open)),
+    }
+}
+
+/// Opens the session as soon as a brick serves.
+pub(super) fn open_later(weak: &Weak<Session>) {
+    loop {
+        let Some(session) = weak.upgrade().filter(|session| !session.is_closing()) else {
+            return;
+        };
+        let waiting = Waiting::until(Instant::now() + OPEN_AGAIN);
+        match session.introduce(&waiting) {
+            Ok(life) => {
+                session.begin(life);
+                match session.has_opened() {
+                    Ok(()) => tracing::info!("a brick serves: whoever waited for it goes on"),
+                    Err(problem) => tracing::error!("{problem}"),
+                }
+                return;
+            }
+            Err(problem) => tracing::debug!("no brick may serve yet: {problem}"),
+        }
     }
 }

@@ -43,6 +43,8 @@ struct Network {
     cut: Mutex<BTreeSet<(u64, u64)>>,
     appends: AtomicUsize,
     snapshots: AtomicUsize,
+    /// Requests for a vote that met a cut link.
+    votes_cut: AtomicUsize,
     quiet: AtomicBool,
 }
 
@@ -89,8 +91,13 @@ impl Transport for Wire {
                 _ => 0,
             };
             let node = network.nodes.lock().unwrap().get(&to.id).cloned();
-            let Some(node) = node.filter(|_| !network.is_cut(from, to.id)) else {
+            if network.is_cut(from, to.id) {
+                let votes = usize::from(rpc == Rpc::Vote);
+                network.votes_cut.fetch_add(votes, Ordering::Relaxed);
                 return Err(failed("cut"));
+            }
+            let Some(node) = node else {
+                return Err(failed("gone"));
             };
             let answer = tokio::time::timeout(timeout, node.answer(rpc, &body)).await;
             let answer = answer.map_err(|_| failed("late"))?;
@@ -145,6 +152,13 @@ impl Cluster {
                 .await
                 .unwrap();
         }
+        // Each asks all others at once. What comes after the mending may make one of them leader,
+        // with a log that is longer than the others'.
+        wait("the first tries to have met the cut links", || async {
+            let asked = cluster.network.votes_cut.load(Ordering::Relaxed);
+            (asked as u64 >= peers * (peers - 1)).then_some(())
+        })
+        .await;
         cluster.network.mend();
         cluster
     }

@@ -101,14 +101,14 @@ struct Place {
     steps: [u64; 2],
     killed: u32,
     /// Whether the disk tells two changes apart that follow each other at once.
-    fine_ctimes: bool,
+    fine_times: bool,
 }
 
 impl Place {
     fn new() -> Self {
         let cluster = Cluster::two_hosts();
         let mount = cluster.mount("client", "gfs01,gfs02:/v01", "");
-        let fine_ctimes = tells_changes_apart(&cluster.folder("probe"));
+        let fine_times = tells_changes_apart(&cluster.folder("probe"));
         Place {
             cluster,
             mount,
@@ -116,7 +116,7 @@ impl Place {
             sequences: 0,
             steps: [0; 2],
             killed: 0,
-            fine_ctimes,
+            fine_times,
         }
     }
 
@@ -183,8 +183,8 @@ impl Place {
             lines.extend(memory.differences(&now[1]));
             // One that failed changed nothing; ext4 stamps a folder whose entry it put a whiteout
             // in place of and had to take back.
-            if self.fine_ctimes && outcomes[1].is_ok() {
-                lines.extend(look::ctimes_kept(
+            if self.fine_times && outcomes[1].is_ok() {
+                lines.extend(look::times_kept(
                     [&before[0], &now[0]],
                     [&before[1], &now[1]],
                 ));

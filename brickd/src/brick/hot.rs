@@ -78,6 +78,9 @@ pub(super) struct State {
 pub(super) enum Touch {
     /// Attributes only: ctime.
     Attributes,
+    /// Room for content: mtime and ctime, though what is read stays as it was. The kernel stamps the
+    /// disk's mtime too.
+    Room,
     /// Content: mtime and ctime.
     Content,
 }
@@ -111,9 +114,11 @@ impl State {
         self.soil(Dirty::Attributes);
         if what == Touch::Content {
             self.data_counter = self.data_counter.max(number);
-            self.set_mtime(time, number);
         } else {
             self.unsynced = true;
+        }
+        if what != Touch::Attributes {
+            self.set_mtime(time, number);
         }
     }
 

@@ -70,9 +70,21 @@ impl fmt::Debug for Object {
 pub struct Look {
     /// By path; the folder itself is the empty path.
     pub objects: BTreeMap<PathBuf, Object>,
-    /// Inode number and time of the last change of attributes, which nobody can set.
-    ctimes: BTreeMap<PathBuf, (u64, (i64, i64))>,
+    times: BTreeMap<PathBuf, Times>,
 }
+
+/// When an object was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Times {
+    ino: u64,
+    /// Of content.
+    mtime: (i64, i64),
+    /// Of attributes, which nobody can set.
+    ctime: (i64, i64),
+}
+
+/// One of them.
+type Which = fn(&Times) -> (i64, i64);
 
 impl Look {
     /// Looks at everything below `root`.
@@ -138,21 +150,21 @@ impl Look {
             xattrs: xattrs_of(&full).map_err(|errno| format!("{}: {errno}", full.display()))?,
             mtime: time_set(&meta),
         };
-        self.ctimes.insert(
-            path.clone(),
-            (meta.ino(), (meta.ctime(), meta.ctime_nsec())),
-        );
+        let times = Times {
+            ino: meta.ino(),
+            mtime: (meta.mtime(), meta.mtime_nsec()),
+            ctime: (meta.ctime(), meta.ctime_nsec()),
+        };
+        self.times.insert(path.clone(), times);
         self.objects.insert(path, object);
         Ok(meta)
     }
 
-    /// Objects whose ctime is another than in an earlier look, for those that had this name then.
-    fn touched_since(&self, before: &Look) -> Vec<&Path> {
-        let same = self.ctimes.iter().filter(|(path, (ino, ctime))| {
-            before
-                .ctimes
-                .get(*path)
-                .is_some_and(|(was, earlier)| was == ino && ctime != earlier)
+    /// Objects of which `time` is another than in an earlier look, for those that had this name then.
+    fn touched_since(&self, before: &Look, time: Which) -> Vec<&Path> {
+        let same = self.times.iter().filter(|(path, now)| {
+            let earlier = before.times.get(*path);
+            earlier.is_some_and(|was| was.ino == now.ino && time(was) != time(now))
         });
         same.map(|(path, _)| path.as_path()).collect()
     }
@@ -178,15 +190,22 @@ pub fn differences(disk: &Look, mount: &Look) -> Vec<String> {
     lines
 }
 
-/// Objects whose ctime a step changed on the disk and not in the mount, one line each. Each place is
-/// given as it was before the step and after it. (That a mount changes it where ext4 sees that
+/// Objects of which a step changed a time on the disk and not in the mount, one line each. Each place
+/// is given as it was before the step and after it. (That a mount changes it where ext4 sees that
 /// nothing is new, as when an xattr gets the value it has, misleads nobody.)
-pub fn ctimes_kept(disk: [&Look; 2], mount: [&Look; 2]) -> Vec<String> {
-    let in_mount = mount[1].touched_since(mount[0]);
-    let on_disk = disk[1].touched_since(disk[0]);
-    let kept = on_disk.iter().filter(|path| !in_mount.contains(path));
-    kept.map(|path| format!("{path:?} kept its ctime in the mount"))
-        .collect()
+pub fn times_kept(disk: [&Look; 2], mount: [&Look; 2]) -> Vec<String> {
+    let kinds: [(&str, Which); 2] = [
+        ("mtime", |times| times.mtime),
+        ("ctime", |times| times.ctime),
+    ];
+    let mut lines = Vec::new();
+    for (kind, time) in kinds {
+        let in_mount = mount[1].touched_since(mount[0], time);
+        let on_disk = disk[1].touched_since(disk[0], time);
+        let kept = on_disk.iter().filter(|path| !in_mount.contains(path));
+        lines.extend(kept.map(|path| format!("{path:?} kept its {kind} in the mount")));
+    }
+    lines
 }
 
 /// When an object was changed, if that time was set by utimensat(2).

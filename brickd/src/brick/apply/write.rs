@@ -53,7 +53,7 @@ impl Inner {
         }
         self.clear_privileges(&hot, &fd, step.new_mode, step.drop_capability)?;
         let what = if mode == FallocateFlags::KEEP_SIZE {
-            Touch::Attributes
+            Touch::Room
         } else {
             Touch::Content
         };

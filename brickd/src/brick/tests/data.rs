@@ -87,9 +87,13 @@ fn holes_extents_and_sums() {
         len: 1 << 22,
         ..Default::default()
     };
-    fix.apply(Step::Fallocate(keep_size));
+    let reserved = fix.apply(Step::Fallocate(keep_size));
     assert_eq!(fix.object(file).size, (1 << 20) + 4096);
     assert_eq!(fix.object(file).data_counter, change.number);
+    assert_eq!(fix.object(file).mtime, reserved.time);
+    // The disk stamped it with a time of its own, which the other copy's disk does not have.
+    brick.sync_all().unwrap();
+    assert_eq!(brick.settled_mtime(file), reserved.time);
     let collapse = FallocateStep {
         gfid: Some(file),
         mode: 8,

@@ -4,11 +4,15 @@
 //! `MORTAR_TEST_SCALE=full` makes 100 cuts of one host and 50 of all, `MORTAR_POWER_CUTS=N` makes N.
 //! The seed is printed; `MORTAR_TEST_SEED` repeats its choices.
 
+use std::fs::{self, File};
+use std::io::{self, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use tests::cluster::{Cluster, FileSystem, Host, Mount, Signs, VOLUME, assert_bricks_equal};
-use tests::cluster::{cut_power, wait_until};
+use tests::cluster::{
+    Allowed, Cluster, FileSystem, Host, Mount, Signs, VOLUME, assert_bricks_equal, cut_power,
+    wait_until,
+};
 use tests::power::{Expect, Works, files_left};
 use tests::scale;
 use tests::simulator::Random;
@@ -46,6 +50,25 @@ fn all_hosts_lose_power() {
         }
         pool.cluster.assert_logs_clean(&[]);
     }
+    assert!(lost > 0, "no cut lost anything that was not fsynced");
+}
+
+/// The program is on a host that keeps its power: what it wrote since its last fsync is in
+/// nobody's memory any more.
+#[test]
+fn a_program_that_lives_on_is_not_told_that_what_is_gone_is_durable() {
+    let mut random = seeded();
+    let pool = Pool::new(&mut random);
+    let mount = pool.cluster.mount("client", SOURCE, "");
+    let mut lost = 0;
+    for number in 0..cuts(2, 10) {
+        lost += pool.cut_all_under_an_open_file(&mount, number, &mut random);
+    }
+    mount.unmount();
+    pool.cluster.assert_logs_clean(&[Allowed {
+        text: "what was not synced may be lost",
+        why: "it was",
+    }]);
     assert!(lost > 0, "no cut lost anything that was not fsynced");
 }
 
@@ -189,6 +212,53 @@ impl Pool {
         remove(&mount, number);
         mount.unmount();
         lost
+    }
+
+    /// All hosts lose power while a program has a file open, with bytes in it that were fsynced and
+    /// bytes that were not. Returns whether one of the latter was lost.
+    fn cut_all_under_an_open_file(
+        &self,
+        mount: &Mount,
+        number: usize,
+        random: &mut Random,
+    ) -> usize {
+        let name = format!("open-{number}");
+        let (synced, loose) = (vec![b's'; 10_000], vec![b'l'; 100_000]);
+        let path = mount.join(&name);
+        let mut file = File::create(&path).expect("a new file");
+        file.write_all(&synced).expect("bytes to be fsynced");
+        file.sync_all().expect("power is there");
+        file.write_all(&loose).expect("bytes that are not fsynced");
+        cut_power(&self.hosts(), Signs::ClosedConnections, random);
+        self.power_on_in_any_order(random);
+
+        let told = file.sync_all();
+        self.cluster.wait_healed(VOLUME);
+        let [one, _] = self.bricks();
+        let held = fs::read(one.join(&name)).expect("an fsynced file");
+        assert_eq!(held[..synced.len()], synced, "cut {number}");
+        assert_eq!(fs::read(&path).expect("it is there"), held, "cut {number}");
+        let is_lost = held.len() < synced.len() + loose.len();
+        println!(
+            "cut {number}: {} bytes left, then fsync: {told:?}",
+            held.len()
+        );
+        let errno = told.as_ref().err().and_then(io::Error::raw_os_error);
+        assert_eq!(errno, Some(libc::EIO), "cut {number}: {told:?}");
+
+        // It is told once: what it writes again is durable when that is said.
+        file.seek(SeekFrom::Start(synced.len() as u64))
+            .and_then(|_| file.write_all(&loose))
+            .and_then(|()| file.sync_all())
+            .expect("all is well again");
+        drop(file);
+        self.assert_equal();
+        assert_eq!(
+            fs::read(&path).expect("it is there"),
+            [synced, loose].concat()
+        );
+        fs::remove_file(&path).expect("it can be removed");
+        usize::from(is_lost)
     }
 
     fn power_on_in_any_order(&self, random: &mut Random) {

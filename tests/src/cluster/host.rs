@@ -2,11 +2,12 @@
 //! own, and at most one brickd.
 //!
 //! A program enters a host's network with `nsenter`, and a mount namespace of its own in which
-//! only `/etc/hosts` is another file. The mounts under the cluster's folder stay *shared* with the
+//! only `/etc/hosts` is another file, and the id of the kernel's boot once the host's power was cut. The mounts under the cluster's folder stay *shared* with the
 //! test's own mount namespace, so a volume mounted on a host is seen by the test at the same path.
 //! (`ip netns exec` would make all mounts of the host invisible to the test.)
 
 use std::ffi::OsStr;
+use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -26,6 +27,8 @@ use super::process::{Process, Ran, program, run, signal_process, wait_until};
 pub const PORT: u16 = 24017;
 /// Gives a process another time of day.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
+/// Where the kernel names its boot.
+pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Stands before the program in the command line of one that enters a host.
 pub(super) const ENTERED: &str = "entered-host";
 /// A command of the CLI ends within this time or is a failure.
@@ -80,11 +83,21 @@ impl Host {
     /// A command that runs `program` on this host.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = enter_network(&Place::Namespace(self.namespace.clone()));
-        let script = format!(
-            "mount --make-private '{}' && mount --bind '{}' /etc/hosts && exec \"$@\"",
+        let mut script = format!(
+            "mount --make-private '{}' && mount --bind '{}' /etc/hosts && ",
             mount_of_etc_hosts(),
             self.hosts_file.display()
         );
+        let boot = self.boot_id();
+        if boot.exists() {
+            write!(
+                script,
+                "mount --make-private /proc && mount --bind '{}' {BOOT_ID} && ",
+                boot.display()
+            )
+            .expect("a string grows");
+        }
+        script.push_str("exec \"$@\"");
         command
             .args([
                 "unshare",
@@ -132,6 +145,11 @@ impl Host {
     /// brickd's admin socket.
     pub fn socket(&self) -> PathBuf {
         self.dir.join("admin.sock")
+    }
+
+    /// What stands for the kernel's id of this boot, when the host has been booted again.
+    pub(super) fn boot_id(&self) -> PathBuf {
+        self.dir.join("boot_id")
     }
 
     /// brickd's log.

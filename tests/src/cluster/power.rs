@@ -17,6 +17,9 @@ use crate::simulator::Random;
 /// Memory is taken only for what was written.
 const DISK_MIB: u32 = 1024;
 
+/// Gives another one at each read, as the kernel's name of a boot is one.
+const NEW_UUID: &str = "/proc/sys/kernel/random/uuid";
+
 /// What is on the disk.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum FileSystem {
@@ -160,11 +163,13 @@ impl Host {
             power.file_system.mount(&disk, &point);
             power.shelf.drop_old();
         });
+        let boot = fs::read_to_string(NEW_UUID).expect("the kernel's random ids");
+        fs::write(self.boot_id(), boot).expect("the host's folder");
     }
 }
 
 /// Cuts the power of hosts that have a [`Host::power_disk`] and a running brickd. Afterwards their
-/// disks hold what was on them at the cut, in another mount, as after a boot;
+/// disks hold what was on them at the cut, in another mount and another boot of the kernel;
 /// [`Host::power_on`] starts them.
 ///
 /// At one instant each disk stops; from then on no fsync comes to an end. Then the processes are

@@ -8,7 +8,7 @@ mod interruption;
 mod pool;
 mod work;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use compare::Comparison;
@@ -73,6 +73,27 @@ fn run_through(args: &DemoArgs) -> Result<(), String> {
 }
 
 fn tell(pool: &mut Pool, steps: &mut Steps) -> Result<(), String> {
+    found(pool, steps)?;
+    let source = source_tree();
+    let copied = copy_tree(
+        &source,
+        &pool.mount_point().join("tree"),
+        pool.interruption(),
+    )?;
+    steps.say(&format!(
+        "copied {} in: {} files, {:.1} MiB",
+        source.display(),
+        copied.files,
+        copied.bytes as f64 / 1_048_576.0
+    ));
+
+    let victim = lose_the_primary(pool, &source, steps)?;
+    heal(pool, victim, steps)?;
+    compare_bricks(pool, steps)
+}
+
+/// Three peers, one volume, one mount.
+fn found(pool: &mut Pool, steps: &mut Steps) -> Result<(), String> {
     for peer in 0..3 {
         pool.start_peer(peer)?;
     }
@@ -92,20 +113,12 @@ fn tell(pool: &mut Pool, steps: &mut Steps) -> Result<(), String> {
     steps.say("volume v01, every file on two bricks, is started");
     pool.mount()?;
     steps.say(&format!("mounted on {}", pool.mount_point().display()));
+    Ok(())
+}
 
-    let source = source_tree();
-    let copied = copy_tree(
-        &source,
-        &pool.mount_point().join("tree"),
-        pool.interruption(),
-    )?;
-    steps.say(&format!(
-        "copied {} in: {} files, {:.1} MiB",
-        source.display(),
-        copied.files,
-        copied.bytes as f64 / 1_048_576.0
-    ));
-
+/// Returns the peer that was killed, and stays away.
+fn lose_the_primary(pool: &mut Pool, source: &Path, steps: &mut Steps) -> Result<usize, String> {
+    let hosts = pool.hosts();
     let meter = Meter::start(&pool.mount_point().join("log"))?;
     let victim = pool.primary()?;
     pool.interruption().wait(Duration::from_millis(500))?;
@@ -117,7 +130,7 @@ fn tell(pool: &mut Pool, steps: &mut Steps) -> Result<(), String> {
     let read = read_tree(&pool.mount_point().join("tree"), pool.interruption())?;
     steps.say(&format!("read all {} files again", read.files));
     let again = copy_tree(
-        &source,
+        source,
         &pool.mount_point().join("while-away"),
         pool.interruption(),
     )?;
@@ -136,9 +149,12 @@ fn tell(pool: &mut Pool, steps: &mut Steps) -> Result<(), String> {
     if stall.errors > 0 {
         return Err("an application saw an error".to_owned());
     }
+    Ok(victim)
+}
 
+fn heal(pool: &mut Pool, victim: usize, steps: &mut Steps) -> Result<(), String> {
     pool.start_peer(victim)?;
-    steps.say(&format!("brickd on {} is back", hosts[victim]));
+    steps.say(&format!("brickd on {} is back", pool.hosts()[victim]));
     let began = Instant::now();
     while pool.pending_heals()? > 0 {
         if began.elapsed() > HEAL_DEADLINE {
@@ -147,6 +163,10 @@ fn tell(pool: &mut Pool, steps: &mut Steps) -> Result<(), String> {
         pool.interruption().wait(Duration::from_millis(200))?;
     }
     steps.say("healed: nothing is pending");
+    Ok(())
+}
+
+fn compare_bricks(pool: &Pool, steps: &mut Steps) -> Result<(), String> {
     // A brick writes the newest times back after a moment of rest.
     let began = Instant::now();
     let mut compared = compare::folders(&pool.brick_path(0), &pool.brick_path(1))?;
@@ -155,13 +175,15 @@ fn tell(pool: &mut Pool, steps: &mut Steps) -> Result<(), String> {
         compared = compare::folders(&pool.brick_path(0), &pool.brick_path(1))?;
     }
     match compared {
-        Comparison::Equal { files, bytes } => steps.say(&format!(
-            "both bricks are equal, byte for byte: {files} files, {:.1} MiB",
-            bytes as f64 / 1_048_576.0
-        )),
-        Comparison::Different(what) => return Err(format!("the bricks differ: {what}")),
+        Comparison::Equal { files, bytes } => {
+            steps.say(&format!(
+                "both bricks are equal, byte for byte: {files} files, {:.1} MiB",
+                bytes as f64 / 1_048_576.0
+            ));
+            Ok(())
+        }
+        Comparison::Different(what) => Err(format!("the bricks differ: {what}")),
     }
-    Ok(())
 }
 
 /// Prints steps with the time each took.

@@ -97,11 +97,6 @@ fn shutting_a_host_down_ends_all_its_processes_and_no_others() {
     assert_eq!(cluster.host("gfs02").processes(), [other.pid()]);
 }
 
-fn command_of(pid: u32) -> String {
-    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
-    comm.unwrap_or_default().trim_end().to_owned()
-}
-
 #[test]
 fn nothing_of_a_cluster_is_left_after_a_panic() {
     let left = Mutex::new(None);
@@ -116,11 +111,10 @@ fn nothing_of_a_cluster_is_left_after_a_panic() {
         sleep.arg("600");
         let running = Running::start(sleep);
         // What enters the host for it is there before, alone as well, and starts others.
-        wait_until(
-            SOON,
-            "it alone runs",
-            || matches!(host.processes()[..], [one] if command_of(one) == "sleep"),
-        );
+        wait_until(SOON, "it alone runs", || {
+            let commands: Vec<_> = host.processes().into_iter().map(command_of).collect();
+            commands == ["sleep"]
+        });
         *left.lock().unwrap() = Some((host.dir.clone(), host.processes()));
         std::mem::forget(running);
         panic!("on purpose");
@@ -179,4 +173,9 @@ fn a_container_is_on_the_clusters_network() {
         .ok();
     let address = container.cable.address.to_string();
     assert!(pings(&cluster, "gfs01", &address));
+}
+
+fn command_of(pid: u32) -> String {
+    let comm = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    comm.unwrap_or_default().trim_end().to_owned()
 }

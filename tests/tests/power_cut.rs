@@ -215,7 +215,7 @@ impl Pool {
     }
 
     /// All hosts lose power while a program has a file open, with bytes in it that were fsynced and
-    /// bytes that were not. Returns whether one of the latter was lost.
+    /// bytes that were not. Returns whether any of the latter were lost, as 0 or 1.
     fn cut_all_under_an_open_file(
         &self,
         mount: &Mount,

@@ -2,12 +2,12 @@
 //! own, and at most one brickd.
 //!
 //! A program enters a host's network with `nsenter`, and a mount namespace of its own in which
-//! only `/etc/hosts` is another file, and the id of the kernel's boot once the host's power was cut. The mounts under the cluster's folder stay *shared* with the
-//! test's own mount namespace, so a volume mounted on a host is seen by the test at the same path.
-//! (`ip netns exec` would make all mounts of the host invisible to the test.)
+//! only `/etc/hosts` is another file, and once the host's power was cut the kernel's id of its
+//! boot. The mounts under the cluster's folder stay *shared* with the test's own mount namespace,
+//! so a volume mounted on a host is seen by the test at the same path. (`ip netns exec` would make
+//! all mounts of the host invisible to the test.)
 
 use std::ffi::OsStr;
-use std::fmt::Write as _;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
@@ -28,7 +28,7 @@ pub const PORT: u16 = 24017;
 /// Gives a process another time of day.
 const FAKETIME: &str = "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1";
 /// Where the kernel names its boot.
-pub(super) const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Stands before the program in the command line of one that enters a host.
 pub(super) const ENTERED: &str = "entered-host";
 /// A command of the CLI ends within this time or is a failure.
@@ -83,21 +83,20 @@ impl Host {
     /// A command that runs `program` on this host.
     pub fn command(&self, program: impl AsRef<OsStr>) -> Command {
         let mut command = enter_network(&Place::Namespace(self.namespace.clone()));
-        let mut script = format!(
-            "mount --make-private '{}' && mount --bind '{}' /etc/hosts && ",
-            mount_of_etc_hosts(),
-            self.hosts_file.display()
-        );
         let boot = self.boot_id();
-        if boot.exists() {
-            write!(
-                script,
+        let booted_again = if boot.exists() {
+            format!(
                 "mount --make-private /proc && mount --bind '{}' {BOOT_ID} && ",
                 boot.display()
             )
-            .expect("a string grows");
-        }
-        script.push_str("exec \"$@\"");
+        } else {
+            String::new()
+        };
+        let script = format!(
+            "mount --make-private '{}' && mount --bind '{}' /etc/hosts && {booted_again}exec \"$@\"",
+            mount_of_etc_hosts(),
+            self.hosts_file.display()
+        );
         command
             .args([
                 "unshare",

@@ -258,9 +258,11 @@ impl Pool {
         println!("  {mortar} brick start {brick}");
         println!("To end it:");
         println!("  umount {}", mount.display());
+        // Not `kill -0`: where nobody waits for orphans, as in a container, they stay as zombies.
+        let pids = pids.join(" ");
         println!(
-            "  kill {} && sleep 5 && rm -r {}",
-            pids.join(" "),
+            "  kill {pids} && for pid in {pids}; do while [ -e /proc/$pid/exe ]; do sleep 0.1; done; \
+             done && rm -r {}",
             self.folder.display()
         );
         self.kept = true;
